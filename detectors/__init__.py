@@ -1,0 +1,1 @@
+"""Adversarial-example detectors and denoisers for imaging models, fused to one calibrated p-value."""
