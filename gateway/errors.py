@@ -1,0 +1,47 @@
+"""What can go wrong when a scan cannot be examined or answered; an unwelcome verdict is not an error.
+
+GatewayError
+├── ScanError       the call itself is wrong: the same bytes will fail again
+├── Overloaded      no room now: the sender may try again
+├── UpstreamError   the protected model did not answer
+├── AuditError      the record could not be made durable, so nothing may leave
+└── ConfigError     the configuration cannot be served
+
+`receivers/status.py` maps each to gRPC, HTTP and DIMSE. No message holds a header value of a scan.
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Root of the gateway's errors; `permanent` says whether the same call will fail again."""
+
+    permanent = False
+
+
+class ScanError(GatewayError):
+    """The call cannot be examined as it was made, and repeating it cannot help."""
+
+    permanent = True
+
+
+class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
+    """A queue, a byte budget or the disk is full; the sender may repeat the call later."""
+
+
+class UpstreamError(GatewayError):
+    """The protected model failed or did not answer in time; the verdict stands, the prediction is missing."""
+
+
+class AuditError(GatewayError):
+    """A record was not made durable; without it no prediction leaves and nothing is acknowledged."""
+
+
+class ConfigError(GatewayError):
+    """The configuration is wrong; `problems` names every mistake by its key."""
+
+    permanent = True
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems

@@ -1,0 +1,59 @@
+"""Walks a case through the stages; whatever a stage does, the case gains exactly one finding for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from gateway.case import Case
+from gateway.deadline import Deadline
+from gateway.errors import ConfigError
+from gateway.finding import Finding, GatewayReason, Outcome
+from gateway.metrics import Metrics
+from gateway.stages.stage import Stage
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """An ordered chain of stages; checked at start-up to be one that can run."""
+
+    stages: Sequence[Stage]
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
+        there: set[str] = set()
+        for stage in self.stages:
+            if missing := stage.requires - there:
+                raise ConfigError([f"stage {stage.name}: no earlier stage provides {', '.join(sorted(missing))}"])
+            there |= stage.provides
+
+    def run(self, case: Case, deadline: Deadline) -> Case:
+        """Examine the case; every stage leaves one finding, run or not."""
+        for stage in self.stages:
+            case = self._step(stage, case, deadline)
+            self.metrics.found(case.findings[-1])
+        return case
+
+    def _step(self, stage: Stage, case: Case, deadline: Deadline) -> Case:
+        started = time.perf_counter()
+        if missing := sorted(product for product in stage.requires if not case.has(product)):
+            detail = f"skipped: an earlier stage left no {' and no '.join(missing)}"
+            return case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.NOT_RUN, detail))
+        if deadline.expired:
+            detail = "skipped: the caller's deadline had passed"
+            return case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.TIMEOUT, detail))
+        try:
+            after = stage.run(case, deadline)
+            if len(after.findings) != len(case.findings) + 1 or after.findings[:-1] != case.findings:
+                raise RuntimeError(f"stage {stage.name} must add exactly one finding")
+        except Exception as error:  # noqa: BLE001 - a stage that crashes must not read as a pass, whatever it raised
+            _log.error("stage_crashed", stage=stage.name, error=type(error).__name__, scan_sha256=case.scan.sha256)
+            detail = f"the stage failed with {type(error).__name__}"
+            after = case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.NOT_RUN, detail))
+        seconds = time.perf_counter() - started
+        return replace(after, findings=(*after.findings[:-1], replace(after.findings[-1], seconds=seconds)))

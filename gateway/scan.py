@@ -1,0 +1,86 @@
+"""One SOP Instance as it arrived: the exact bytes, their digest, and the one strict parse of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from signing import DicomError, Elements, Limits, read
+
+MODALITIES = frozenset({"CR", "CT", "DX", "IO", "MG", "MR", "NM", "OP", "OPT", "PT", "RF", "RG", "US", "XA", "XC"})
+"""Defined terms of Modality (PS3.3 C.7.3.1.1.1) that may become a metric label; anything else is `other`."""
+
+_MODALITY = 0x00080060
+_SOP_INSTANCE_UID = 0x00080018
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who sent a scan, as far as the door could tell; never patient data."""
+
+    name: str
+    """The configured name of the source, or `anonymous`."""
+    enrolled: bool = False
+    """An enrolled source signs all it sends: an unsigned scan from it has been stripped."""
+    calling_ae: str | None = None
+    tls_subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One SOP Instance; parsed once, here, and never re-opened by name.
+
+    A scan that the strict reader refuses is still a scan: it has no `elements` and a `defect`, and the signature
+    stage turns the defect into a finding, so that the attempt is decided and recorded like any other.
+    """
+
+    data: memoryview
+    """The bytes received, unchanged: in memory, or mapped from a private spool file that has no name."""
+    sha256: str
+    """Lower-case hexadecimal digest of `data`."""
+    route: str
+    receiver: str
+    source: Source
+    elements: Elements | None
+    defect: DicomError | None
+
+    @classmethod
+    def receive(
+        cls,
+        data: bytes | memoryview,
+        *,
+        route: str,
+        receiver: str,
+        source: Source,
+        sha256: str | None = None,
+        limits: Limits | None = None,
+    ) -> Scan:
+        """Parse what a door received; `sha256` is given where the door hashed while the bytes came in."""
+        view = memoryview(data).toreadonly()
+        digest = sha256 if sha256 is not None else hashlib.sha256(view).hexdigest()
+        elements, defect = None, None
+        try:
+            elements = read(view, limits=limits or Limits())
+        except DicomError as error:
+            defect = error
+        return cls(view, digest, route, receiver, source, elements, defect)
+
+    @property
+    def modality(self) -> str:
+        """Modality as a bounded label: one of `MODALITIES`, else `other`."""
+        value = self._header(_MODALITY)
+        return value if value in MODALITIES else "other"
+
+    @property
+    def sop_instance_digest(self) -> str | None:
+        """SHA-256 of SOP Instance UID, the form in which an instance may be named in logs; None if it has none."""
+        value = self._header(_SOP_INSTANCE_UID)
+        return hashlib.sha256(value.encode()).hexdigest() if value else None
+
+    def _header(self, tag: int) -> str | None:
+        if self.elements is None:
+            return None
+        try:
+            return self.elements.text(tag)
+        except DicomError:
+            return None

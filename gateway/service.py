@@ -1,0 +1,103 @@
+"""The product: one numbered function, which every door calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from gateway.audit.log import AuditLog
+from gateway.audit.record import Answered, Decided, Failed, Refused
+from gateway.case import Case, Digests
+from gateway.deadline import Deadline
+from gateway.errors import GatewayError, ScanError, UpstreamError
+from gateway.metrics import Metrics
+from gateway.pipeline import Pipeline
+from gateway.policy import ServicePolicy
+from gateway.receipt import Notary
+from gateway.reply import Consequence, Reply
+from gateway.scan import Scan
+from gateway.store.ledger import Ledger
+from gateway.store.quarantine import Quarantine
+from gateway.upstreams.upstream import Upstream
+from gateway.verdict import Disposition, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a scan sent to one name is examined by, judged by and forwarded to."""
+
+    name: str
+    pipeline: Pipeline
+    policy: ServicePolicy
+    upstream: Upstream | None
+    digests: Digests
+
+
+class ProtectionService:
+    """Examines scans and answers them; thread-safe, one for all doors."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        *,
+        ledger: Ledger,
+        audit: AuditLog,
+        quarantine: Quarantine,
+        notary: Notary,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._routes = routes
+        self._ledger = ledger
+        self._audit = audit
+        self._quarantine = quarantine
+        self._notary = notary
+        self._metrics = metrics
+        self._clock = clock
+
+    def protect(self, scan: Scan, deadline: Deadline) -> Reply:
+        """Examine one scan, admit it or not, and leave a signed record.
+
+        Raises:
+            ScanError: there is no such route.
+            UpstreamError: the scan was admitted, but the protected model did not answer.
+            AuditError: a record could not be made durable; nothing was answered.
+        """
+        started = time.perf_counter()
+        route = self._route_of(scan)
+        with self._ledger.turn(scan, route.digests) as turn:
+            if (earlier := turn.earlier) is not None:  # (0) same bytes, same answer
+                return earlier
+            case = route.pipeline.run(Case(scan, self._clock(), route.digests), deadline)  # (1) examine
+            verdict = route.policy.decide(case.findings)  # (2) decide
+            self._audit.append(Decided.of(case, verdict)).result()  # (3) record: durable before anything leaves
+            consequence = self._carry_out(route, case, verdict, deadline)  # (4) ask the model, hold, or refuse
+            receipt = self._notary.issue(case, verdict, consequence)  # (5) sign
+            place = self._audit.append(Answered.of(case, receipt)).result()  # (6) record
+            reply = Reply(scan.sha256, verdict, consequence.prediction, receipt, place, case.findings)
+            turn.settle(reply)
+        self._metrics.answered(scan.receiver, scan.modality, verdict, time.perf_counter() - started)
+        return reply  # (7) answer
+
+    def refuse(self, error: GatewayError, *, receiver: str, source: str) -> int:
+        """Record a call that could not become a scan (too large, cut off, no such route); returns its place."""
+        return self._audit.append(Refused.of(error, receiver=receiver, source=source)).result()
+
+    def _route_of(self, scan: Scan) -> Route:
+        try:
+            return self._routes[scan.route]
+        except KeyError:
+            raise ScanError("there is no such route") from None
+
+    def _carry_out(self, route: Route, case: Case, verdict: Verdict, deadline: Deadline) -> Consequence:
+        if verdict.disposition is Disposition.QUARANTINE:
+            return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
+        if not verdict.disposition.admitted or route.upstream is None:
+            return Consequence()
+        try:
+            return Consequence(prediction=route.upstream.predict(case, verdict, deadline))
+        except UpstreamError as error:
+            self._audit.append(Failed.of(case, error)).result()
+            raise

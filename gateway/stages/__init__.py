@@ -1,0 +1,1 @@
+"""The examinations, each in a room of its own; `pipeline` walks a case through them."""
