@@ -1,0 +1,28 @@
+"""Everything that this room raises.
+
+DetectorError
+├── InputError        an image or an observation that no detector may look at
+├── NotFittedError    a part that was asked to score before it was fitted
+├── ArtefactError     a fitted artefact that must not be used
+└── ConversionError   a model that cannot become a differentiable reference
+"""
+
+
+class DetectorError(Exception):
+    """Root of this room's errors; the sentence it carries names no patient and no path of one."""
+
+
+class InputError(DetectorError):
+    """Images of a wrong shape or type, or with values that are not finite."""
+
+
+class NotFittedError(DetectorError):
+    """A detector, a calibration or a denoiser without the numbers it needs."""
+
+
+class ArtefactError(DetectorError):
+    """An artefact that is malformed, changed, or fitted for another model or profile."""
+
+
+class ConversionError(DetectorError):
+    """An ONNX model that this room cannot rebuild in torch; names the operator and the node."""
