@@ -1,0 +1,90 @@
+"""Mistakes that lie between the tables of a configuration; found in the raw document, however wrong the rest is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+ARTEFACT_TRUST = "artefacts"
+"""Name under [trust] that holds the artefact keys, so no trust policy may have it."""
+NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""A name that is safe as a metric label, a log field and a file name."""
+
+_THREADS_PER_PLACE = 2
+"""Handler threads for each place in the largest batch: one batch waits while the next one fills."""
+
+
+def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
+    """One sentence for each, led by its dotted key."""
+    return [*_model_mistakes(document), *_route_mistakes(document), *_source_mistakes(document)]
+
+
+def _model_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    if not _table(document, "models"):
+        return
+    if "engine" not in document:
+        yield "engine: required, because there are models"
+    if "artefacts" not in _table(document, "trust"):
+        yield "trust.artefacts: required, because there are models"
+    threads, batch = (
+        _table(document, "receivers", "grpc").get("threads"),
+        _table(document, "engine").get("batch_size_max"),
+    )
+    if isinstance(threads, int) and isinstance(batch, int) and threads < _THREADS_PER_PLACE * batch:
+        yield (
+            f"receivers.grpc.threads: {threads} handler threads can never fill batches of {batch}; "
+            f"it must be at least {_THREADS_PER_PLACE * batch} (twice engine.batch_size_max)"
+        )
+
+
+def _route_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    models, trust, routes = (_table(document, key) for key in ("models", "trust", "routes"))
+    if not routes:
+        yield "routes: at least one is needed"
+    for name in trust:
+        if name != ARTEFACT_TRUST and not re.fullmatch(NAME, name):
+            yield f"trust.{name}: not a name: lower-case letters, digits, - and _"
+    for name in routes:
+        route = _table(routes, name)
+        if (wanted := route.get("trust")) is not None and (wanted not in trust or wanted == ARTEFACT_TRUST):
+            yield f"routes.{name}.trust: there is no [trust.{wanted}]"
+        model = route.get("model")
+        if model is None:
+            if route.get("upstream") == "embedded":
+                yield f'routes.{name}.upstream: "embedded" needs a model'
+            continue
+        if model not in models:
+            yield f"routes.{name}.model: there is no [models.{model}]"
+        where = f"routes.{name}.policy" if "policy" in route else "policy"
+        if "detection" not in (_table(route, "policy") or _table(document, "policy")):
+            yield f"{where}.detection: required, because route {name} has a model"
+
+
+def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    sources, routes = document.get("sources"), _table(document, "routes")
+    if not isinstance(sources, list) or not sources:
+        yield "sources: at least one is needed, or nobody may call"
+        return
+    verifies_clients = "client_ca" in _table(document, "receivers", "grpc", "tls")
+    seen: set[tuple[str, object]] = set()
+    for index, source in enumerate(sources):
+        if not isinstance(source, dict):
+            continue
+        for key in ("name", "token_file", "tls_subject"):
+            if (value := source.get(key)) is not None and (key, str(value)) in seen:
+                yield f"sources.{index}.{key}: {value!r} belongs to another source already"
+            seen.add((key, str(value)))
+        if "tls_subject" in source and not verifies_clients:
+            yield f"sources.{index}.tls_subject: needs receivers.grpc.tls.client_ca"
+        wanted = source.get("routes")
+        for place, route in enumerate(wanted if isinstance(wanted, list) else ()):
+            if route not in routes:
+                yield f"sources.{index}.routes.{place}: there is no [routes.{route}]"
+
+
+def _table(document: object, *keys: str) -> dict[str, Any]:
+    """The table at a dotted key of a document that may be wrong everywhere; empty where there is none."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}
