@@ -1,1 +1,1 @@
-"""Generated from proto/ by proto/generate.sh; never edited."""
+"""Generated from proto/ by `make stubs`; never edited."""
