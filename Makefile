@@ -1,0 +1,71 @@
+# Everything starts here: `make help` lists the targets; each installs what it needs first.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BUF := @bufbuild/buf@1.75.0
+NPM_DIR := .cache/npm
+OUT ?= .
+
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& echo $$name && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install system demo test lint format stubs bench results clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Make .venv with everything in it
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing Scanward and what it needs into $(VENV); the first time takes some minutes"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[lab,dev]'
+	@touch $@
+	@$(BIN)/python -m pip list --format freeze 2>/dev/null | wc -l | xargs -I{} echo "installed: {} distributions"
+
+system: ## Install DCMTK, the independent signature tool that the tests compare with
+	@if command -v dcmsign >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing DCMTK"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk >/dev/null; \
+	else \
+		echo "DCMTK (dcmsign) is not installed: the tests that compare with it are skipped, by name." >&2; \
+	fi
+
+demo: install ## Start a gateway on this machine and show it at work
+	@$(BIN)/scanward demo
+
+test: install system ## Run every test
+	@$(BIN)/python -m pytest
+
+lint: install ## Check format, style, types, imports, interface definitions
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@npx --version >/dev/null 2>&1 || { echo "make: lint needs Node.js with npm, for buf" >&2; exit 2; }
+	@npm exec --yes --cache $(NPM_DIR) --package $(BUF) -- buf lint
+	@$(BIN)/python -m pytest -q tests/test_house.py
+
+format: install ## Rewrite the code in the house's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+stubs: install ## Regenerate gateway/api from proto/ (OUT=DIR: elsewhere)
+	@mkdir -p $(OUT)
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
+		$$(find proto -name '*.proto')
+
+bench: install system ## Measure speed beside its limits and peers; writes docs/benchmarks.md
+	@$(BIN)/python benchmarks/run.py
+
+results: install ## Measure what the bundled detectors catch; writes docs/results-phantom.md
+	@$(BIN)/python -m lab.results
+
+clean: ## Remove what was installed and built
+	@rm -rf $(VENV) .cache build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,46 @@
+"""Rules for the whole test run: a test may be skipped only for a reason that stands here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+SKIPS = ("needs shared data",)
+"""How the reason of an allowed skip starts: real scans are not part of the source tree."""
+
+SKIPS_AT_A_DESK = (*SKIPS, "needs dcmtk")
+"""Without the right to install packages DCMTK may be missing; on a build machine (CI=true) it may not."""
+
+
+def allowed(reason: str) -> bool:
+    """Whether a test may be skipped for this reason."""
+    build_machine = os.environ.get("CI", "").lower() in {"1", "true"}
+    return reason.lower().startswith(SKIPS if build_machine else SKIPS_AT_A_DESK)
+
+
+def _refuse_unlisted(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """A skipped test proves nothing, so a skip that nobody agreed to counts as a failure."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not allowed(reason.removeprefix("Skipped: ")):
+        report.outcome = "failed"
+        report.longrepr = f"skipped for a reason that tests/conftest.py does not list: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the unlisted skip of a test into its failure."""
+    report = yield
+    _refuse_unlisted(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn the unlisted skip of a whole file into its failure."""
+    report = yield
+    _refuse_unlisted(report)
+    return report
