@@ -46,10 +46,9 @@ class ServicePolicy:
             return Verdict(Disposition.REJECT, (GatewayReason.NOT_RUN,))
         judged = [judgement for finding in findings if (judgement := self._judge(finding, findings)) is not None]
         worst = max((judgement.disposition for judgement in judged), default=Disposition.ADMIT)
-        reasons = tuple(
-            dict.fromkeys(judgement.reason for judgement in judged if judgement.disposition == worst != Disposition.ADMIT)
-        )
-        unsafe = tuple(dict.fromkeys(j.setting for j in judged if j.setting is not None)) if worst.admitted else ()
+        gravest = [judgement for judgement in judged if judgement.disposition == worst]
+        reasons = () if worst is Disposition.ADMIT else tuple(dict.fromkeys(each.reason for each in gravest))
+        unsafe = tuple(dict.fromkeys(each.setting for each in judged if each.setting)) if worst.admitted else ()
         return Verdict(worst, reasons, unsafe)
 
     def _judge(self, finding: Finding, findings: Sequence[Finding]) -> _Judgement | None:
