@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing Scanward and what it needs into $(VENV); the first time takes some minutes"
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[lab,dev]'
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --editable '.[lab,dev]'
 	@touch $@
 	@$(BIN)/python -m pip list --format freeze 2>/dev/null | wc -l | xargs -I{} echo "installed: {} distributions"
 
