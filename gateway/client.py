@@ -1,0 +1,219 @@
+"""Sends scans to a gateway: small ones in one message, large ones as a stream, a folder several at a time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import grpc
+
+from gateway.api.v1 import gateway_pb2 as pb
+from gateway.api.v1 import gateway_pb2_grpc as rpc
+
+UNARY_BYTES_MAX = 1 << 20
+"""Above this a stream of chunks is faster than one message, and takes no second copy in memory."""
+CHUNK_BYTES = 256 << 10
+IN_FLIGHT = 8
+"""Scans of a folder that are under way at once: enough for the engine to fill batches."""
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+_MAGIC_AT, _MAGIC = 128, b"DICM"
+_RETRIES = {
+    "methodConfig": [
+        {
+            # The same bytes are answered once and alike, so repeating a call is safe; gRPC adds the jitter.
+            "name": [{"service": "scanward.v1.ProtectionGateway"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+class ClientError(Exception):
+    """A call that was not answered: `status` is gRPC's name for why, or `CLIENT` where it never left."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The gateway's answer about one scan."""
+
+    scan_sha256: str
+    disposition: str
+    """admit, admit_denoised, quarantine or reject."""
+    reasons: tuple[str, ...]
+    detail: str
+    """What is wrong with the object itself, where it could not be read or rendered."""
+    prediction: pb.Prediction | None
+    receipt: bytes
+    log_index: int
+    findings: tuple[pb.Finding, ...]
+    """Security findings; empty for submitters."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the scan may go on to the model."""
+        return self.disposition in {"admit", "admit_denoised"}
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """One file and what became of it: an answer or an error."""
+
+    path: Path
+    answer: Answer | None
+    error: ClientError | None
+    seconds: float
+
+
+class Client:
+    """A connection to one gateway; safe to use from several threads."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        ca: bytes | None = None,
+        certificate: bytes | None = None,
+        private_key: bytes | None = None,
+    ) -> None:
+        """Connect to HOST:PORT; `ca`, `certificate`, `private_key` are PEM. Without `ca` only loopback is talked to.
+
+        Raises:
+            ClientError: plaintext was asked for beyond this machine, where token and patient data could be read.
+        """
+        options = [("grpc.service_config", json.dumps(_RETRIES)), ("grpc.enable_retries", 1)]
+        if ca is not None:
+            credentials = grpc.ssl_channel_credentials(ca, private_key, certificate)
+            self._channel = grpc.secure_channel(address, credentials, options)
+        elif address.startswith(_LOOPBACK):
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            raise ClientError("CLIENT", f"{address} is not this machine: give the CA certificate of the gateway")
+        self._stub = rpc.ProtectionGatewayStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def protect(self, scan: Path | bytes, route: str = "", *, timeout_s: float = 120.0) -> Answer:
+        """Have one SOP Instance (DICOM File Format) examined; a sender with a single route need not name it.
+
+        Raises:
+            ClientError: the file cannot be read, or the gateway gave no answer.
+        """
+        try:
+            if isinstance(scan, bytes):
+                if len(scan) <= UNARY_BYTES_MAX:
+                    return self._unary(scan, route, timeout_s)
+                return self._streamed(_chunks_of_bytes(scan), len(scan), route, timeout_s)
+            size = scan.stat().st_size
+            if size <= UNARY_BYTES_MAX:
+                return self._unary(scan.read_bytes(), route, timeout_s)
+            with scan.open("rb") as file:
+                return self._streamed(_chunks_of_file(file), size, route, timeout_s)
+        except OSError as error:
+            raise ClientError("CLIENT", f"{scan!s}: {error.strerror}") from error
+        except grpc.RpcError as error:
+            raise ClientError(error.code().name, error.details() or "no reason was given") from error
+
+    def screen(self, paths: Iterable[Path], route: str = "", *, in_flight: int = IN_FLIGHT) -> Iterator[Screened]:
+        """Have files examined, several at a time; yields in their order."""
+        with ThreadPoolExecutor(in_flight) as pool:
+            under_way: deque[Future[Screened]] = deque()
+            for path in paths:
+                under_way.append(pool.submit(self._screen_one, path, route))
+                if len(under_way) >= in_flight:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+
+    def _screen_one(self, path: Path, route: str) -> Screened:
+        started = time.perf_counter()
+        try:
+            answer, problem = self.protect(path, route), None
+        except ClientError as error:
+            answer, problem = None, error
+        return Screened(path, answer, problem, time.perf_counter() - started)
+
+    def _unary(self, data: bytes, route: str, timeout_s: float) -> Answer:
+        request = pb.ProtectRequest(dicom=data, route=route)
+        reply, call = self._stub.Protect.with_call(request, timeout=timeout_s, metadata=self._metadata)
+        return _answer(reply, call)
+
+    def _streamed(self, chunks: Iterator[bytes], size: int, route: str, timeout_s: float) -> Answer:
+        def parts() -> Iterator[pb.ProtectChunk]:
+            yield pb.ProtectChunk(begin=pb.Begin(route=route, size_hint=size))
+            for chunk in chunks:
+                yield pb.ProtectChunk(data=chunk)
+            yield pb.ProtectChunk(end=pb.End())
+
+        reply, call = self._stub.ProtectStream.with_call(parts(), timeout=timeout_s, metadata=self._metadata)
+        return _answer(reply, call)
+
+
+def files_in(path: Path) -> list[Path]:
+    """The file itself, or, of a folder, every file that says it is DICOM, in order of name."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and _says_dicom(file))
+
+
+def _says_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(_MAGIC_AT)
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return True  # named in the table as unreadable, not left out
+
+
+def _chunks_of_bytes(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
+
+
+def _chunks_of_file(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _answer(reply: pb.ProtectReply, call: grpc.Call) -> Answer:
+    trailers = dict(call.trailing_metadata() or ())
+    return Answer(
+        scan_sha256=reply.scan_sha256,
+        disposition=pb.Disposition.Name(reply.disposition).removeprefix("DISPOSITION_").lower(),
+        reasons=tuple(reply.reasons),
+        detail=str(trailers.get("scanward-detail", "")),
+        prediction=reply.prediction if reply.HasField("prediction") else None,
+        receipt=reply.receipt,
+        log_index=reply.log_index,
+        findings=tuple(reply.findings),
+    )

@@ -1,0 +1,1 @@
+"""The doors: each converts what arrives into a `Scan`, calls the service once, and converts the reply back."""

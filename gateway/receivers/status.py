@@ -1,0 +1,65 @@
+"""The one table from verdicts and errors to the statuses of gRPC, HTTP and DIMSE, so that no two doors disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import grpc
+
+from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded, ScanError, UpstreamError
+from gateway.receivers.receiver import CutOff, NotPermitted, Unauthenticated
+from gateway.verdict import Disposition
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One outcome in the words of each protocol."""
+
+    grpc: grpc.StatusCode
+    http: int
+    """RFC 9110; for STOW-RS the status of the instance (PS3.18 10.5.3)."""
+    dimse: int
+    """C-STORE response status: PS3.4 B.2.3 (A7xx, Cxxx), PS3.7 annex C (0110, 0124)."""
+
+
+_SUCCESS = 0x0000
+_PROCESSING_FAILURE = 0x0110
+_NOT_AUTHORISED = 0x0124
+_OUT_OF_RESOURCES = 0xA700
+_CANNOT_UNDERSTAND = 0xC000
+_REFUSED_BY_POLICY = 0xC001
+"""Of Cxxx the standard leaves the low digits to the implementation; this one is in our conformance statement."""
+
+# A held scan is a success on every door: it is durable, and many senders drop the rest of the study when one
+# instance is refused. A rejected scan is kept nowhere, so no door may call it stored; `Protect` alone answers OK,
+# because there the question was "what is your verdict", and it was answered.
+VERDICTS: Mapping[Disposition, Status] = MappingProxyType(
+    {
+        Disposition.ADMIT: Status(grpc.StatusCode.OK, 200, _SUCCESS),
+        Disposition.ADMIT_DENOISED: Status(grpc.StatusCode.OK, 200, _SUCCESS),
+        Disposition.QUARANTINE: Status(grpc.StatusCode.OK, 202, _SUCCESS),
+        Disposition.REJECT: Status(grpc.StatusCode.OK, 409, _REFUSED_BY_POLICY),
+    }
+)
+
+ERRORS: Mapping[type[Exception], Status] = MappingProxyType(
+    {
+        Unauthenticated: Status(grpc.StatusCode.UNAUTHENTICATED, 401, _NOT_AUTHORISED),
+        NotPermitted: Status(grpc.StatusCode.PERMISSION_DENIED, 403, _NOT_AUTHORISED),
+        CutOff: Status(grpc.StatusCode.ABORTED, 400, _PROCESSING_FAILURE),
+        ScanError: Status(grpc.StatusCode.INVALID_ARGUMENT, 400, _CANNOT_UNDERSTAND),
+        Overloaded: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
+        UpstreamError: Status(grpc.StatusCode.UNAVAILABLE, 502, _PROCESSING_FAILURE),
+        AuditError: Status(grpc.StatusCode.UNAVAILABLE, 503, _OUT_OF_RESOURCES),
+        ConfigError: Status(grpc.StatusCode.FAILED_PRECONDITION, 500, _PROCESSING_FAILURE),
+        GatewayError: Status(grpc.StatusCode.INTERNAL, 500, _PROCESSING_FAILURE),
+        Exception: Status(grpc.StatusCode.INTERNAL, 500, _PROCESSING_FAILURE),
+    }
+)
+
+
+def status_of(error: Exception) -> Status:
+    """The row of the error's own type, else of the nearest type it descends from."""
+    return next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)

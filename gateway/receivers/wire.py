@@ -1,0 +1,78 @@
+"""A reply in the words of the interface, cut to what the caller's role may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.api.v1 import gateway_pb2 as pb
+from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
+from gateway.receivers.receiver import Role
+from gateway.reply import Prediction, Reply
+from gateway.verdict import Disposition
+from signing import Reason
+
+DETAIL_CHARACTERS_MAX = 1024
+"""Of a sentence in a header; gRPC peers take 8 KiB of headers in all."""
+
+_MALFORMED = frozenset({Reason.LIMITS, Reason.MALFORMED, Reason.DUPLICATE_ELEMENT, Reason.FILE_META_MISMATCH})
+_DISPOSITION = {
+    Disposition.ADMIT: pb.DISPOSITION_ADMIT,
+    Disposition.ADMIT_DENOISED: pb.DISPOSITION_ADMIT_DENOISED,
+    Disposition.QUARANTINE: pb.DISPOSITION_QUARANTINE,
+    Disposition.REJECT: pb.DISPOSITION_REJECT,
+}
+
+
+def to_wire(reply: Reply, role: Role) -> pb.ProtectReply:
+    """The reply as this role may see it: findings and exact reasons are for reviewers (architecture 5.2)."""
+    reasons = reply.verdict.reasons
+    return pb.ProtectReply(
+        scan_sha256=reply.scan_sha256,
+        disposition=_DISPOSITION[reply.verdict.disposition],
+        reasons=reasons if role is Role.REVIEW else dict.fromkeys(coarse(reason) for reason in reasons),
+        prediction=_prediction(reply.prediction) if reply.prediction is not None else None,
+        receipt=reply.receipt.envelope,
+        log_index=reply.place,
+        findings=[_finding(finding) for finding in reply.findings] if role is Role.REVIEW else (),
+    )
+
+
+def coarse(reason: Reason | GatewayReason) -> str:
+    """The reason as a submitter sees it: which examination, never what in it gave the scan away."""
+    if reason in _MALFORMED:
+        return "malformed"
+    if isinstance(reason, Reason):
+        return "signature"
+    return "suspect" if reason is GatewayReason.SUSPECT else "unexaminable"
+
+
+def sentence(findings: Sequence[Finding]) -> str:
+    """What is wrong with a scan that could not be read or rendered; empty where nothing of the kind was found.
+
+    Every role may see it: it speaks of the sender's own bytes (tags, sizes, offsets), so it tells nothing about
+    signers or detectors, and without it nobody could mend the scan.
+    """
+    for finding in findings:
+        if finding.outcome is not Outcome.PASSED and (finding.reason in _MALFORMED or finding.reason in UNEXAMINABLE):
+            return "".join(c if " " <= c <= "~" else "?" for c in finding.detail[:DETAIL_CHARACTERS_MAX])
+    return ""
+
+
+def _prediction(prediction: Prediction) -> pb.Prediction:
+    scores = [
+        pb.ClassScore(name=name, score=score) for name, score in zip(prediction.classes, prediction.scores, strict=True)
+    ]
+    return pb.Prediction(model=prediction.model, version=prediction.version, label=prediction.label, scores=scores)
+
+
+def _finding(finding: Finding) -> pb.Finding:
+    return pb.Finding(
+        stage=finding.stage,
+        outcome=finding.outcome,
+        reason=finding.reason,
+        detail=finding.detail,
+        score=finding.score,
+        p_value=finding.p_value,
+        p_values=finding.p_values,
+        seconds=finding.seconds,
+    )
