@@ -1,0 +1,298 @@
+"""A fitted ensemble on disk: one manifest, and safetensors files that it names by digest. Never pickle.
+
+The manifest is signed by whoever fits (DSSE); the caller checks that signature before `Artefact.load` sees the bytes.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.denoisers.denoiser import Denoiser
+from detectors.denoisers.dncnn import DnCNN
+from detectors.denoisers.median import Median
+from detectors.detector import Detector, read_name, spelled
+from detectors.ensemble import Channel, Ensemble, Member
+from detectors.errors import ArtefactError, DetectorError
+from detectors.fusion import Fusion
+from detectors.gradient_residual import GradientResidual
+from detectors.neighbours import default_neighbours
+from detectors.observation import Span
+from detectors.outputs import Activation
+from detectors.probe import Probe
+from detectors.reference import Reference
+from detectors.shifts import PredictionShift
+from detectors.twins import CopiedTwin, SmallTwin, Twin, TwinDisagreement
+from detectors.uad import FeatureDensity
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+FILE_BYTES_MAX = 2**30
+"""A twin of a 250-million-parameter model still fits; more is not an artefact of ours."""
+MANIFEST_BYTES_MAX = 2**20
+
+COPIED_TWIN, SMALL_TWIN = "twinM", "twinS"
+_FILE_NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.safetensors")
+_FACTS = (
+    "created", "scanward", "torch", "model_sha256", "profile_sha256", "data_sha256", "n_fit", "n_a", "n_b", "fpr",
+    "precision", "gradients", "conversion_max_abs_diff", "measured",
+)  # fmt: skip
+
+_KINDS: dict[str, type[Detector]] = {
+    COPIED_TWIN: TwinDisagreement,
+    SMALL_TWIN: TwinDisagreement,
+    "fusion": Fusion,
+    "gradient_residual": GradientResidual,
+    "uad": FeatureDensity,
+    **{neighbour.name: PredictionShift for neighbour in default_neighbours()},
+}
+_DENOISERS: dict[str, type[Median] | type[DnCNN]] = {"median": Median, "dncnn": DnCNN}
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """What `fit` leaves and the detection worker runs."""
+
+    ensemble: Ensemble
+    denoisers: Mapping[str, Denoiser]
+    manifest: Mapping[str, Any]
+    """The manifest as it was read; its keys are those of the architecture, section 5.7."""
+
+    @classmethod
+    def load(cls, directory: Path, manifest: bytes, model: bytes, profile_sha256: str, device: torch.device) -> Self:
+        """Open an artefact whose manifest was verified.
+
+        (1) the manifest is well-formed and speaks of this model and this profile
+        (2) every file has the digest that the manifest states, before anything in it is read
+        (3) the parts are put together on the device
+
+        Args:
+            directory: where the files lie.
+            manifest: the exact bytes that were signed.
+            model: the ONNX file that is served.
+            profile_sha256: digest of the running profile, lower-case hexadecimal.
+            device: where to run.
+
+        Raises:
+            ArtefactError: malformed, changed, or fitted for another model or profile.
+            ConversionError: the model cannot be rebuilt.
+        """
+        facts = _read_manifest(manifest)  # (1)
+        if facts["model_sha256"] != hashlib.sha256(model).hexdigest():
+            raise ArtefactError("the artefact was fitted for another model")
+        if facts["profile_sha256"] != profile_sha256:
+            raise ArtefactError("the artefact was fitted for another profile")
+        states = {  # (2)
+            section: {name: _read_file(directory, entry, name) for name, entry in facts[section].items()}
+            for section in ("detectors", "denoisers", "ensemble")
+        }
+        try:  # (3)
+            shared = states["ensemble"]["ensemble"]
+            ensemble = _assemble(facts["detectors"], states["detectors"], shared, model, device)
+            denoisers = {
+                name: _DENOISERS[name].from_state(_to(state, device)) for name, state in states["denoisers"].items()
+            }
+        except DetectorError:
+            raise
+        except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ArtefactError(f"the artefact does not fit together: {error}") from error
+        if ensemble.conformal.guarantee.value != facts["guarantee"]:
+            raise ArtefactError("the manifest promises another guarantee than the calibration gives")
+        return cls(ensemble, denoisers, facts)
+
+    @staticmethod
+    def write(
+        directory: Path, ensemble: Ensemble, denoisers: Mapping[str, Denoiser], facts: Mapping[str, Any]
+    ) -> bytes:
+        """Write the files and the manifest.
+
+        Args:
+            directory: made if missing; files of an earlier fit are replaced.
+            ensemble: the fitted detectors.
+            denoisers: by name.
+            facts: the manifest's entries on model, profile, data and counts.
+
+        Returns:
+            The bytes of the manifest, which the caller signs.
+        """
+        missing = set(_FACTS) - set(facts)
+        if missing:
+            raise ArtefactError(f"the manifest lacks {sorted(missing)}")
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {channel.name: channel.weight for channel in ensemble.channels}
+        detectors = {}
+        for member in ensemble.members:
+            state = {f"detector.{key}": value for key, value in member.detector.state().items()}
+            twin = ensemble.probe.twins.get(member.detector.name)
+            if isinstance(twin, nn.Module):
+                network = twin.network if isinstance(twin, CopiedTwin) else twin
+                state |= {f"network.{key}": value for key, value in network.state_dict().items()}
+            entry: dict[str, Any] = {"version": member.detector.version}
+            entry |= _write_file(directory, member.detector.name, state)
+            detectors[member.detector.name] = entry | {"weight": weights.get(member.channel or "", 0.0)}
+        manifest = {
+            "schema": SCHEMA,
+            **{name: facts[name] for name in _FACTS},
+            "guarantee": ensemble.conformal.guarantee.value,
+            "detectors": detectors,
+            "denoisers": {
+                name: {"version": denoiser.version} | _write_file(directory, f"denoiser_{name}", denoiser.state())
+                for name, denoiser in denoisers.items()
+            },
+            "ensemble": {"ensemble": _write_file(directory, "ensemble", _shared_state(ensemble))},
+        }
+        text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+        (directory / MANIFEST).write_bytes(text)
+        return text
+
+
+def _assemble(
+    entries: Mapping[str, Any], states: Mapping[str, State], shared: State, model: bytes, device: torch.device
+) -> Ensemble:
+    """Rebuild the ensemble from its files."""
+    output = read_name(shared["output"]) or None
+    reference = Reference.from_onnx(model, output).to(device)
+    activation = Activation(read_name(shared["activation"]))
+    low, high = shared["span"].tolist()
+    span = Span(tuple(low), tuple(high))
+    twins: dict[str, Twin] = {}
+    members = []
+    for name in _in_order(shared, entries):
+        if name not in _KINDS:
+            raise ArtefactError(f"no detector is called {name!r}")
+        if entries[name]["version"] != _KINDS[name].version:
+            raise ArtefactError(f"{name} was fitted by version {entries[name]['version']}, not {_KINDS[name].version}")
+        state, calibration = _to(states[name], device), _under(shared, f"member.{name}.")
+        network = _under(state, "network.")
+        if name == COPIED_TWIN:
+            twin = CopiedTwin(reference, activation, span)
+            twin.network.load_state_dict(network)
+            twins[name] = twin.eval()
+        elif name == SMALL_TWIN:
+            twins[name] = SmallTwin.from_state(network).to(device).eval().requires_grad_(False)
+        members.append(_member(_KINDS[name].from_state(_under(state, "detector.")), _to(calibration, device)))
+    channels = [
+        Channel(name, float(part["weight"]), TailCalibration.from_state(_to(_under(part, "tail."), device)))
+        for name in sorted({member.channel for member in members if member.channel})
+        for part in (_under(shared, f"channel.{name}."),)
+    ]
+    rows, columns = (int(length) for length in shared["size"])
+    neighbours = tuple(each for each in default_neighbours() if each.name in read_name(shared["shifts"]).split())
+    probe = Probe(
+        reference, twins, reference.tap_names, neighbours, activation=activation, span=span, size=(rows, columns)
+    )
+    conformal = ConformalCalibration.from_state(_to(_under(shared, "conformal."), device))
+    return Ensemble(probe, members, channels, conformal)
+
+
+def _member(detector: Detector, state: State) -> Member:
+    """A member with its calibrations."""
+    tail = TailCalibration.from_state(_under(state, "tail."))
+    conformal = ConformalCalibration.from_state(_under(state, "conformal."))
+    return Member(detector, tail, conformal, read_name(state["channel"]) or None)
+
+
+def _shared_state(ensemble: Ensemble) -> State:
+    """Everything that is no single detector's: span, size, channels, calibrations."""
+    probe = ensemble.probe
+    state: State = {
+        "span": torch.tensor([probe.span.low, probe.span.high], dtype=torch.float64),
+        "size": torch.tensor(probe.size),
+        "activation": spelled(probe.activation.value),
+        "output": spelled(probe.reference.output_name),
+        "shifts": spelled(" ".join(neighbour.name for neighbour in probe.shifts)),
+        "order": spelled(" ".join(member.detector.name for member in ensemble.members)),
+    }
+    for member in ensemble.members:
+        prefix = f"member.{member.detector.name}."
+        state[f"{prefix}channel"] = spelled(member.channel or "")
+        state |= {f"{prefix}tail.{key}": value for key, value in member.tail.state().items()}
+        state |= {f"{prefix}conformal.{key}": value for key, value in member.conformal.state().items()}
+    for channel in ensemble.channels:
+        state[f"channel.{channel.name}.weight"] = torch.tensor(channel.weight, dtype=torch.float64)
+        state |= {f"channel.{channel.name}.tail.{key}": value for key, value in channel.tail.state().items()}
+    return state | {f"conformal.{key}": value for key, value in ensemble.conformal.state().items()}
+
+
+def _in_order(shared: State, entries: Mapping[str, Any]) -> list[str]:
+    """The members as they were joined; the manifest and the calibrations must name the same."""
+    order = read_name(shared["order"]).split()
+    if sorted(order) != sorted(entries):
+        raise ArtefactError("the manifest names other detectors than the calibrations")
+    return order
+
+
+def _read_manifest(manifest: bytes) -> dict[str, Any]:
+    """Parse and check the shape of a manifest."""
+    if len(manifest) > MANIFEST_BYTES_MAX:
+        raise ArtefactError(f"the manifest is larger than {MANIFEST_BYTES_MAX} bytes")
+    try:
+        facts = json.loads(manifest)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError("the manifest is not JSON") from error
+    if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
+        raise ArtefactError(f"the manifest is not of schema {SCHEMA}")
+    missing = {*_FACTS, "guarantee", "detectors", "denoisers", "ensemble"} - set(facts)
+    if missing:
+        raise ArtefactError(f"the manifest lacks {sorted(missing)}")
+    for section in ("detectors", "denoisers", "ensemble"):
+        entries = facts[section]
+        whole = isinstance(entries, dict) and all(
+            isinstance(entry, dict) and isinstance(entry.get("file"), str) and isinstance(entry.get("sha256"), str)
+            for entry in entries.values()
+        )
+        if not whole:
+            raise ArtefactError(f"the manifest's {section} do not each name a file and a digest")
+    return facts
+
+
+def _read_file(directory: Path, entry: Mapping[str, Any], name: str) -> State:
+    """The tensors of one file: read once, hashed, and only then parsed."""
+    if not _FILE_NAME.fullmatch(entry["file"]):
+        raise ArtefactError(f"{name}: {entry['file']!r} is not a file name of an artefact")
+    path = directory / entry["file"]
+    try:
+        if not path.is_file() or path.is_symlink():
+            raise ArtefactError(f"{name}: {entry['file']} is missing or not a regular file")
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ArtefactError(f"{name}: {entry['file']} cannot be read") from error
+    if len(content) > FILE_BYTES_MAX:
+        raise ArtefactError(f"{name}: {entry['file']} is larger than {FILE_BYTES_MAX} bytes")
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ArtefactError(f"{name}: {entry['file']} is not the file that was fitted")
+    try:
+        tensors: State = safetensors.torch.load(content)
+    except (SafetensorError, ValueError) as error:
+        raise ArtefactError(f"{name}: {entry['file']} is not a safetensors file") from error
+    return tensors
+
+
+def _write_file(directory: Path, name: str, state: State) -> dict[str, str]:
+    """Write tensors, and say under which name and digest."""
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    content = safetensors.torch.save(tensors)
+    (directory / f"{name}.safetensors").write_bytes(content)
+    return {"file": f"{name}.safetensors", "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _under(state: State, prefix: str) -> State:
+    """The part of a state below a prefix, which is cut off."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _to(state: State, device: torch.device) -> State:
+    """The same state on a device."""
+    return {key: value.to(device) for key, value in state.items()}

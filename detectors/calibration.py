@@ -1,0 +1,176 @@
+"""From scores to p-values: a smooth tail for fusing, a conformal rule for deciding.
+
+Two calibrations, because two things are wanted. `TailCalibration` orders well, also beyond every clean scan it was
+fitted on, and has a gradient; it promises nothing. `ConformalCalibration` promises: on a clean scan of the calibrated
+source, P(p <= alpha) <= alpha. It promises nothing about attacked scans, which break exchangeability on purpose.
+"""
+
+import math
+from enum import Enum, unique
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from detectors.errors import InputError, NotFittedError
+
+TAIL = 0.05
+"""Share of clean scans beyond which the rank gives way to an exponential."""
+
+CONFIDENCE = 0.95
+"""With which the confident guarantee holds, given the calibration set."""
+
+
+@unique
+class Guarantee(Enum):
+    """What a conformal p-value promises."""
+
+    CONFIDENT = "confident"
+    """With 95 % confidence over the calibration set, the false-positive rate of `p <= alpha` is at most alpha."""
+    MARGINAL = "marginal"
+    """On average over calibration sets it is; for this one it may be higher."""
+
+
+class TailCalibration:
+    """Rank among clean scores up to the 95th percentile, an exponential tail beyond."""
+
+    def __init__(self, knots: Tensor, scale: Tensor) -> None:
+        """Hold the fit.
+
+        Args:
+            knots: (M,) increasing quantiles of the clean scores, evenly spaced in probability from 0 to 0.95.
+            scale: () mean excess of the clean scores over the last knot.
+        """
+        if knots.ndim != 1 or len(knots) < 2 or not bool(torch.isfinite(knots).all()):
+            raise NotFittedError("a tail calibration needs at least two finite knots")
+        self._knots, self._scale = knots, scale
+
+    @classmethod
+    def fit(cls, scores: Tensor, knots: int = 96) -> Self:
+        """Fit on the scores of clean scans (N,), N at least 20."""
+        if len(scores) < 20:
+            raise InputError(f"{len(scores)} clean scores are too few for a tail; at least 20 are needed")
+        if not bool(torch.isfinite(scores).all()):
+            raise InputError("a clean score is not finite")
+        chances = torch.linspace(0, 1 - TAIL, knots, dtype=scores.dtype, device=scores.device)
+        quantiles = torch.quantile(scores, chances)
+        beyond = scores[scores > quantiles[-1]] - quantiles[-1]
+        spread = (quantiles[-1] - quantiles[0]).clamp_min(1e-6)
+        scale = beyond.mean() if len(beyond) else spread / 20
+        return cls(quantiles, scale.clamp_min(1e-6 * float(spread)))
+
+    def surprise(self, scores: Tensor) -> Tensor:
+        """Minus the logarithm of the p-value: (N,), at least 0, increasing; differentiable almost everywhere."""
+        knots = self._knots.to(scores)
+        chances = torch.linspace(0, 1 - TAIL, len(knots), dtype=scores.dtype, device=scores.device)
+        right = torch.searchsorted(knots, scores.detach().contiguous()).clamp(1, len(knots) - 1)
+        low, high = knots[right - 1], knots[right]
+        share = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        body = -torch.log1p(-(chances[right - 1] + share * (chances[right] - chances[right - 1])))
+        tail = -math.log(TAIL) + (scores - knots[-1]).clamp_min(0) / self._scale.to(scores)
+        return torch.where(scores > knots[-1], tail, body)
+
+    def p_value(self, scores: Tensor) -> Tensor:
+        """(N,) in (0, 1]; orders, does not promise."""
+        return torch.exp(-self.surprise(scores))
+
+    def state(self) -> dict[str, Tensor]:
+        """Knots (M,) and scale ()."""
+        return {"knots": self._knots, "scale": self._scale}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """The fitted calibration again."""
+        return cls(state["knots"], state["scale"])
+
+
+class ConformalCalibration:
+    """p-values by rank among clean statistics that nothing else was fitted on.
+
+    With c of n clean statistics at least as large, the marginal p-value is (1 + c) / (n + 1) (Vovk et al. 2005). The
+    confident one is the 95 % quantile of Beta(c + 1, n - c), and 1 where c = n: the upper Clopper-Pearson end of the
+    clean alarm rate at that place (Bates et al. 2023, arXiv:2104.08279). Either is a table of n + 1 numbers, stored,
+    so that nothing but a search is left for run time.
+    """
+
+    def __init__(self, statistics: Tensor, table: Tensor, guarantee: Guarantee) -> None:
+        """Hold the fit.
+
+        Args:
+            statistics: (n,) clean statistics, increasing.
+            table: (n + 1,) p-value for each number of clean statistics that are at least as large.
+            guarantee: what the table promises.
+        """
+        if table.shape != (len(statistics) + 1,):
+            raise NotFittedError("a conformal table has one entry more than there are clean statistics")
+        if bool((statistics.diff() < 0).any()) or bool((table.diff() < 0).any()) or float(table[-1]) > 1:
+            raise NotFittedError("a conformal table must be sorted and end at or below 1")
+        self._statistics, self._table, self.guarantee = statistics, table, guarantee
+
+    @classmethod
+    def fit(cls, statistics: Tensor, fpr: float) -> Self:
+        """Calibrate on clean statistics (n,) for a target false-positive rate.
+
+        The guarantee is confident where n allows it at this rate (299 at 1 %), else marginal.
+
+        Raises:
+            InputError: n is below ceil(1 / fpr) - 1, so that no scan could ever be flagged; or not finite.
+        """
+        n = len(statistics)
+        if not bool(torch.isfinite(statistics).all()):
+            raise InputError("a clean statistic is not finite")
+        if n < fewest(fpr, Guarantee.MARGINAL):
+            raise InputError(
+                f"{n} clean scans cannot support a false-positive rate of {fpr:g}: at least "
+                f"{fewest(fpr, Guarantee.MARGINAL)} are needed, {fewest(fpr, Guarantee.CONFIDENT)} for 95 % confidence"
+            )
+        guarantee = Guarantee.CONFIDENT if n >= fewest(fpr, Guarantee.CONFIDENT) else Guarantee.MARGINAL
+        return cls(statistics.sort().values, table(n, guarantee).to(statistics.device), guarantee)
+
+    def p_value(self, statistics: Tensor) -> Tensor:
+        """(N,) float64 in (0, 1], decreasing in the statistic; carries no gradient.
+
+        Raises:
+            InputError: a statistic is not a number.
+        """
+        if bool(torch.isnan(statistics).any()):
+            raise InputError("a statistic is not a number")
+        known = self._statistics.to(statistics.device, torch.float64)
+        smaller = torch.searchsorted(known, statistics.detach().double().contiguous(), side="left")
+        return self._table.to(statistics.device)[len(known) - smaller]
+
+    @property
+    def size(self) -> int:
+        """Number of clean scans."""
+        return len(self._statistics)
+
+    def state(self) -> dict[str, Tensor]:
+        """Statistics (n,), table (n + 1,), and whether the guarantee is the confident one."""
+        confident = torch.tensor(self.guarantee is Guarantee.CONFIDENT)
+        return {"statistics": self._statistics, "table": self._table, "confident": confident}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """The fitted calibration again."""
+        guarantee = Guarantee.CONFIDENT if bool(state["confident"]) else Guarantee.MARGINAL
+        return cls(state["statistics"], state["table"], guarantee)
+
+
+def fewest(fpr: float, guarantee: Guarantee) -> int:
+    """The smallest number of clean scans with which a scan can be flagged at this rate."""
+    if not 0 < fpr < 1:
+        raise InputError(f"a false-positive rate lies between 0 and 1, not at {fpr:g}")
+    if guarantee is Guarantee.MARGINAL:
+        return math.ceil(1 / fpr - 1e-9) - 1
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-fpr) - 1e-9)
+
+
+def table(n: int, guarantee: Guarantee) -> Tensor:
+    """(n + 1,) float64: the p-value for c = 0 to n clean statistics at least as large."""
+    counts = torch.arange(n + 1, dtype=torch.float64)
+    if guarantee is Guarantee.MARGINAL:
+        return (1 + counts) / (n + 1)
+    from scipy.special import betaincinv  # noqa: PLC0415 - needed to fit, never to run
+
+    upper = betaincinv(counts[:-1].numpy() + 1, n - counts[:-1].numpy(), CONFIDENCE)
+    return torch.cat([torch.as_tensor(upper, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])

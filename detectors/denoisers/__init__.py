@@ -1,0 +1,1 @@
+"""Denoisers: each removes noise, and with luck a perturbation, before the model is asked again."""

@@ -1,0 +1,158 @@
+"""The detectors joined to one calibrated p-value: two channels, joined by OR.
+
+The robust channel is the loudest hardened twin; the sensitive one is the linear fusion. They are joined by a maximum
+and not by a sum, because a sum lets an informed attacker pay for one alarm with another's calm. Detectors outside a
+channel are scored and reported, and weigh nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.detector import Detector
+from detectors.errors import DetectorError, NotFittedError
+from detectors.observation import Observation, Signal
+from detectors.probe import Probe, check_images
+
+ROBUST, SENSITIVE = "robust", "sensitive"
+WEIGHTS: Mapping[str, float] = {ROBUST: 2 / 3, SENSITIVE: 1 / 3}
+"""Share of the false-positive budget that each channel may spend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A detector and what it means for a score of it to be large."""
+
+    detector: Detector
+    tail: TailCalibration
+    """On clean scans A: orders its scores among those of its channel."""
+    conformal: ConformalCalibration
+    """On clean scans B: its own p-value, for reports."""
+    channel: str | None
+    """`robust`, `sensitive`, or None: reported only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Members of which the loudest speaks."""
+
+    name: str
+    weight: float
+    """Share of the false-positive budget."""
+    tail: TailCalibration
+    """On clean scans A: of the loudest member's surprise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What the ensemble found in one batch; plain tensors without a graph, on the device of the models."""
+
+    logits: Tensor
+    """(N, K) of the protected model."""
+    predictions: Tensor
+    """(N,) int64."""
+    scores: Mapping[str, Tensor]
+    """By detector, (N,): larger is more suspicious."""
+    p_values: Mapping[str, Tensor]
+    """By detector, (N,) float64: each by itself, for reports."""
+    p_value: Tensor
+    """(N,) float64: the one that decides."""
+
+
+class Ensemble:
+    """Scores a batch with every member, in one shared pass."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        members: Sequence[Member],
+        channels: Sequence[Channel],
+        conformal: ConformalCalibration,
+    ) -> None:
+        """Join fitted members.
+
+        Args:
+            probe: makes the shared pass.
+            members: all detectors, deciding and reported.
+            channels: at least one, each with at least one member; weights add to 1.
+            conformal: of the joined statistic, on clean scans B.
+        """
+        self.probe = probe
+        self.members = tuple(members)
+        self.channels = tuple(channels)
+        self.conformal = conformal
+        staffed = {member.channel for member in self.members} - {None}
+        if not self.channels or staffed != {channel.name for channel in self.channels}:
+            raise NotFittedError("every channel needs a member, and every deciding member a channel")
+        if not math.isclose(sum(channel.weight for channel in self.channels), 1, abs_tol=1e-6):
+            raise NotFittedError("the weights of the channels do not add to 1")
+        names = [member.detector.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise NotFittedError("two detectors share a name")
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The union of what the members read."""
+        return frozenset().union(*(member.detector.needs for member in self.members))
+
+    @property
+    def deciding_needs(self) -> frozenset[Signal]:
+        """What the joined statistic alone reads."""
+        return frozenset().union(*(member.detector.needs for member in self.members if member.channel))
+
+    def examine(self, images: Tensor) -> Examination:
+        """Examine one batch.
+
+        (1) look once, with everything that any member needs
+        (2) every member scores
+        (3) the channels join to one statistic, and that to one p-value
+
+        Args:
+            images: (N, C, H, W) float32, as the model takes them, on the device of the models.
+
+        Raises:
+            InputError: images that no detector may look at.
+            DetectorError: a detector gave something that is no score.
+        """
+        check_images(images)
+        seen = self.probe.observe(images, self.needs)  # (1)
+        with torch.no_grad():
+            scores = {member.detector.name: self._score(member, seen) for member in self.members}  # (2)
+            p_values = {
+                member.detector.name: member.conformal.p_value(scores[member.detector.name]) for member in self.members
+            }
+            p_value = self.conformal.p_value(self._join(scores))  # (3)
+        return Examination(seen.logits, seen.predictions, scores, p_values, p_value)
+
+    def statistic(self, seen: Observation) -> Tensor:
+        """The joined statistic (N,) of an observation; larger is more suspicious; keeps the graph."""
+        return self._join({m.detector.name: self._score(m, seen) for m in self.members if m.channel})
+
+    def _score(self, member: Member, seen: Observation) -> Tensor:
+        """One member's scores, checked: what is not a number must not pass for calm."""
+        values = member.detector.score(seen).values
+        if values.shape != (len(seen.images),):
+            raise DetectorError(
+                f"{member.detector.name} gave {tuple(values.shape)} scores for {len(seen.images)} images"
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise DetectorError(f"{member.detector.name} gave a score that is not finite")
+        return values
+
+    def _join(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Maximum over channels of -log(p / weight): the OR of the channels, each with its share of the budget."""
+        loudness = [
+            channel.tail.surprise(loudest(self.members, channel.name, scores)) + math.log(channel.weight)
+            for channel in self.channels
+        ]
+        return torch.stack(loudness).amax(0)
+
+
+def loudest(members: Sequence[Member], channel: str, scores: Mapping[str, Tensor]) -> Tensor:
+    """(N,) the largest surprise of a channel's members."""
+    voices = [member.tail.surprise(scores[member.detector.name]) for member in members if member.channel == channel]
+    return torch.stack(voices).amax(0)

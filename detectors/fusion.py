@@ -1,0 +1,131 @@
+"""The sensitive channel: a logistic regression over the twins and the prediction shifts.
+
+Linear, because a linear fusion carries over to attacks that it was not fitted on where trees do not. It must never
+decide alone: an informed attacker pays for one feature's alarm with another's calm (docs/results-phantom.md shows the
+robust channel beside it).
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from detectors.detector import Score
+from detectors.errors import InputError, NotFittedError
+from detectors.observation import Observation, Signal, margin
+from detectors.shifts import shift
+
+STRENGTH = 0.1
+"""Inverse strength of the ridge penalty (the C of logistic regression)."""
+BENIGN_WEIGHT = 0.6
+
+
+class Fusion:
+    """Log-odds that an image was attacked, linear in squashed, standardised features."""
+
+    name = "fusion"
+    version = "1"
+    needs = frozenset({Signal.LOGITS, Signal.TWINS, Signal.SHIFTS})
+
+    def __init__(self, centre: Tensor, spread: Tensor, weights: Tensor, bias: Tensor) -> None:
+        self._centre, self._spread, self._weights, self._bias = centre, spread, weights, bias
+
+    @classmethod
+    def fit(cls, clean: Tensor, benign: Tensor, attacked: Tensor) -> Self:
+        """Fit on the features of simulated attacks.
+
+        Args:
+            clean: (N, F) features of clean scans, as `features` gives them.
+            benign: (M, F) of the same scans after harmless changes.
+            attacked: (L, F) of successful attacks.
+        """
+        if min(len(clean), len(attacked)) < 2:
+            raise InputError(f"{len(clean)} clean and {len(attacked)} attacked scans are too few for a fusion")
+        centre = clean.mean(0)
+        spread = clean.std(0).clamp_min(1e-6)
+        groups = (clean, benign, attacked)
+        shares = (1.0, BENIGN_WEIGHT, 1.0)
+        inputs = torch.cat([_squash((group - centre) / spread) for group in groups]).double()
+        target = torch.cat([torch.full((len(group),), float(k == 2)) for k, group in enumerate(groups)]).double()
+        sizes = zip(groups, shares, strict=True)
+        importance = torch.cat([torch.full((len(g),), share * len(clean) / max(len(g), 1)) for g, share in sizes])
+        weights = _regress(inputs.cpu(), target, importance.double())
+        weights = weights.to(clean)
+        return cls(centre, spread, weights[:-1], weights[-1:])
+
+    def score(self, seen: Observation) -> Score:
+        """Score each image: log-odds, without unit."""
+        return Score(self.name, self.odds(features(seen)))
+
+    def odds(self, found: Tensor) -> Tensor:
+        """(N,) log-odds from (N, F) features."""
+        if found.shape[1] != len(self._weights):
+            raise NotFittedError(f"fusion was fitted on {len(self._weights)} features, not {found.shape[1]}")
+        return _squash((found - self._centre) / self._spread) @ self._weights + self._bias
+
+    def state(self) -> dict[str, Tensor]:
+        """Centre, spread, weights (F,) and bias (1,)."""
+        return {"centre": self._centre, "spread": self._spread, "weights": self._weights, "bias": self._bias}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """The fitted fusion again."""
+        return cls(state["centre"], state["spread"], state["weights"], state["bias"])
+
+
+def features(seen: Observation) -> Tensor:
+    """(N, F): four numbers for each twin, one for each neighbour, in the order of their names.
+
+    A twin's are its margin for the model's class, the difference of margins, and the Kullback-Leibler and
+    Jensen-Shannon divergences from the model's answer to the twin's.
+    """
+    classes = seen.predictions
+    lead = margin(seen.logits, classes)
+    own = torch.log_softmax(seen.logits, 1)
+    columns: list[Tensor] = []
+    for name in sorted(seen.twins):
+        other = torch.log_softmax(seen.twins[name], 1)
+        middle = torch.logaddexp(own, other) - torch.log(torch.tensor(2.0))
+        theirs = margin(seen.twins[name], classes)
+        divergence = (_divergence(own, middle) + _divergence(other, middle)) / 2
+        columns += [theirs, lead - theirs, _divergence(own, other), divergence]
+    columns += [shift(seen, name) for name in sorted(seen.shifts)]
+    if not columns:
+        raise NotFittedError("fusion needs twins or neighbours")
+    return torch.stack(columns, 1)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """(N,) Kullback-Leibler divergence between (N, K) log-probabilities."""
+    return (p.exp() * (p - q)).sum(1)
+
+
+def _squash(values: Tensor) -> Tensor:
+    """Sign and logarithm: far outliers count, but not for ever."""
+    return values.sign() * torch.log1p(values.abs())
+
+
+def _regress(inputs: Tensor, target: Tensor, importance: Tensor) -> Tensor:
+    """Ridge logistic regression by Newton's method; (F + 1,) weights, the bias last and unpenalised."""
+    design = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], 1)
+    penalty = torch.ones(design.shape[1], dtype=inputs.dtype)
+    penalty[-1] = 1e-9
+    weights = torch.zeros(design.shape[1], dtype=inputs.dtype)
+
+    def loss(candidate: Tensor) -> Tensor:
+        odds = design @ candidate
+        fit = torch.nn.functional.binary_cross_entropy_with_logits(odds, target, weight=importance, reduction="sum")
+        return fit * STRENGTH + 0.5 * (penalty * candidate.square()).sum()
+
+    for _ in range(100):
+        chance = torch.sigmoid(design @ weights)
+        slope = STRENGTH * design.T @ (importance * (chance - target)) + penalty * weights
+        curvature = STRENGTH * (design.T * (importance * chance * (1 - chance))) @ design + torch.diag(penalty)
+        move = torch.linalg.solve(curvature, slope)
+        size = 1.0
+        while loss(weights - size * move) > loss(weights) and size > 1e-6:
+            size /= 2
+        weights = weights - size * move
+        if float(move.abs().max()) * size < 1e-9:
+            break
+    return weights

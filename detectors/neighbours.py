@@ -1,0 +1,116 @@
+"""The changed copies of an image on which the protected model is asked again."""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from detectors.denoisers.median import median3
+from detectors.observation import LEVEL
+
+# ITU-T T.81 (1992), table K.1: the luminance quantisation that every JPEG library scales by its quality.
+_LUMINANCE = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+)  # fmt: skip
+
+
+class Neighbour(Protocol):
+    """A small change that should not matter to a diagnosis."""
+
+    @property
+    def name(self) -> str:
+        """Its name in observations and reports."""
+        ...
+
+    @property
+    def surrogate(self) -> str | None:
+        """What stands in for the gradient; None where the gradient is the true one."""
+        ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Change (N, C, H, W) images, 0 to 1."""
+        ...
+
+
+class Jpeg:
+    """The quantiser of JPEG, without its entropy coding and without rounding to 8 bits.
+
+    Each channel is cut into 8 x 8 blocks, transformed by the cosine transform, rounded to the luminance table at the
+    given quality, and transformed back, at the precision of the images. Backwards it is the identity
+    (straight-through). Das et al. 2017, arXiv:1705.02900; broken by attacks that differentiate through it: Shin and
+    Song 2017, "JPEG-resistant adversarial images".
+    """
+
+    surrogate = "identity"
+
+    def __init__(self, quality: int) -> None:
+        assert 1 <= quality <= 100
+        self.name = f"jpeg{quality}"
+        scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+        table = torch.tensor(_LUMINANCE, dtype=torch.float32)
+        self._table = torch.clamp(torch.floor((table * scale + 50) / 100), 1, 255).view(1, 64, 1, 1)
+        self._basis = _cosines()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Quantise (N, C, H, W) images; the gradient passes unchanged."""
+        with torch.no_grad():
+            quantised = self._quantise(images)
+        return images + (quantised - images).detach()
+
+    def _quantise(self, images: Tensor) -> Tensor:
+        n, c, rows, columns = images.shape
+        levels = images.reshape(n * c, 1, rows, columns) / LEVEL - 128
+        levels = functional.pad(levels, (0, -columns % 8, 0, -rows % 8), mode="replicate")
+        basis, table = self._basis.to(images), self._table.to(images)
+        coefficients = functional.conv2d(levels, basis, stride=8)
+        coefficients = torch.round(coefficients / table) * table
+        levels = functional.conv_transpose2d(coefficients, basis, stride=8)[..., :rows, :columns]
+        return torch.clamp((levels + 128) * LEVEL, 0, 1).reshape(images.shape)
+
+
+def _cosines() -> Tensor:
+    """The 64 orthonormal cosine patterns of an 8 x 8 block, (64, 1, 8, 8), in row-major order of frequency."""
+    places = torch.arange(8, dtype=torch.float64)
+    one = torch.cos(math.pi * places[:, None] * (2 * places[None, :] + 1) / 16) / 2
+    one[0] /= math.sqrt(2)
+    return torch.einsum("ui,vj->uvij", one, one).reshape(64, 1, 8, 8).float()
+
+
+class MedianShift:
+    """The exact 3 x 3 median. Xu et al. 2018, arXiv:1704.01155 (feature squeezing); broken by He et al. 2017,
+    arXiv:1706.04701."""
+
+    name = "median3"
+    surrogate = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Filter (N, C, H, W) images."""
+        return median3(images)
+
+
+class Rotation:
+    """A turn about the centre by a few degrees, bilinear, borders repeated."""
+
+    surrogate = None
+
+    def __init__(self, degrees: float) -> None:
+        self.name = f"rotation{degrees:g}"
+        self._angle = math.radians(degrees)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn (N, C, H, W) images."""
+        n, _, rows, columns = images.shape
+        cosine, sine = math.cos(self._angle), math.sin(self._angle)
+        # affine_grid speaks in units of half the width and half the height: a true turn of an oblong needs the ratio
+        turn = images.new_tensor([[cosine, -sine * rows / columns, 0], [sine * columns / rows, cosine, 0]])
+        grid = functional.affine_grid(turn.expand(n, 2, 3), list(images.shape), align_corners=False)
+        return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def default_neighbours() -> tuple[Neighbour, ...]:
+    """The three that earn their forward pass: JPEG at quality 75, median 3 x 3, rotation by 3 degrees."""
+    return Jpeg(75), MedianShift(), Rotation(3.0)
