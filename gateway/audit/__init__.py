@@ -1,0 +1,1 @@
+"""What was decided and done, in a log that cannot be changed unnoticed."""

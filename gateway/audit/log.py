@@ -1,0 +1,227 @@
+"""The audit log: a record is durable before its future is resolved, and many share one fsync.
+
+One thread writes. It takes what has gathered while the last commit ran, puts it into one transaction, and resolves the
+futures after the fsync: the busier the gateway, the more records share a commit. Where a commit fails, its records'
+futures raise AuditError and nothing that depends on them may leave; the next commit starts from what the sink holds.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gateway import durable
+from gateway.audit.chain import Checkpoint, Entry, Head, link
+from gateway.audit.record import Record, body
+from gateway.audit.sinks import AuditSink
+from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded
+from gateway.metrics import Metrics
+from signing.errors import EnvelopeError
+
+QUEUE = "audit"
+"""Name of the queue in `scanward_queue_depth`."""
+
+_COMMIT_MAX = 512
+"""Records in one transaction; bounds how long the first of them waits for the last."""
+
+_log = structlog.get_logger(__name__)
+_Waiting = tuple[bytes, "Future[int]"]
+
+
+class AuditLog:
+    """Appends records to a hash chain with signed checkpoints; thread-safe."""
+
+    def __init__(
+        self,
+        sink: AuditSink,
+        checkpoint_key: Ed25519PrivateKey,
+        *,
+        metrics: Metrics,
+        checkpoint_file: Path,
+        retired: Sequence[Ed25519PublicKey] = (),
+        checkpoint_records: int = 1000,
+        checkpoint_s: float = 60.0,
+        queue_max: int = 8192,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Check the end of the log that is there, sign it, and start writing.
+
+        Args:
+            sink: where the entries go; closed by `close`.
+            checkpoint_key: signs checkpoints; nothing else may be signed with it.
+            metrics: told of records, queue and checkpoints.
+            checkpoint_file: replaced with each new checkpoint, to be carried off this machine.
+            retired: public halves of earlier checkpoint keys.
+            checkpoint_records: at most about this many records stand without a checkpoint over them,
+            checkpoint_s: and none for longer than this.
+            queue_max: records that may wait; a gateway with fewer handler threads never reaches it.
+            clock: aware time for records and checkpoints.
+
+        Raises:
+            ConfigError: the log's end does not follow from its last checkpoint.
+        """
+        self._sink = sink
+        self._key = checkpoint_key
+        self._metrics = metrics
+        self._file = checkpoint_file
+        self._checkpoint_records = checkpoint_records
+        self._checkpoint_s = checkpoint_s
+        self._clock = clock
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(queue_max)
+        self._door = threading.Lock()
+        self._closed = False
+        self._failed = False
+        self._seal_at: float | None = None
+        try:
+            self._head, self._sealed = _resume(sink, [checkpoint_key.public_key(), *retired])
+            self._seal(self._head)
+        except GatewayError as error:
+            sink.close()
+            raise ConfigError([f"the audit log cannot go on: {error}"]) from None
+        self._writer = threading.Thread(target=self._write, name="audit", daemon=True)
+        self._writer.start()
+
+    def append(self, record: Record) -> Future[int]:
+        """Queue a record; the future gives its index once it is durable, or raises AuditError.
+
+        Raises:
+            Overloaded: the queue is full.
+            AuditError: the log is closed.
+        """
+        waiting: Future[int] = Future()
+        waiting.set_running_or_notify_cancel()  # a caller who gives up cannot take the record back
+        entry = body(record, self._clock())
+        with self._door:
+            if self._closed:
+                raise AuditError("the audit log is closed")
+            try:
+                self._queue.put_nowait((entry, waiting))
+            except queue.Full:
+                raise Overloaded("the audit log's queue is full") from None
+        return waiting
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last commit succeeded and more are taken."""
+        return not (self._closed or self._failed)
+
+    def close(self) -> None:
+        """Write what waits, sign the end, and let go of the sink."""
+        with self._door:
+            if self._closed:
+                return
+            self._closed = True
+        self._queue.put(None)
+        self._writer.join()
+        self._sink.close()
+
+    # -- the writer's thread --
+
+    def _write(self) -> None:
+        open_ = True
+        while open_:
+            batch, open_ = self._next_batch()
+            if batch:
+                self._commit(batch)
+            due = self._seal_at is not None and time.monotonic() >= self._seal_at
+            if due or not open_ or self._head.size - self._sealed >= self._checkpoint_records:
+                self._try_seal()
+
+    def _next_batch(self) -> tuple[list[_Waiting], bool]:
+        """What waits now, at most `_COMMIT_MAX`; nothing when a checkpoint fell due first; False at the end."""
+        batch: list[_Waiting] = []
+        patience = None if self._seal_at is None else max(0.0, self._seal_at - time.monotonic())
+        try:
+            item = self._queue.get(timeout=patience)
+            while item is not None:
+                batch.append(item)
+                if len(batch) == _COMMIT_MAX:
+                    break
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, True
+        finally:
+            self._metrics.queue(QUEUE, self._queue.qsize())
+        return batch, item is not None
+
+    def _commit(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            head = self._sink.head() if self._failed else self._head
+            entries: list[Entry] = []
+            for entry_body, _ in batch:
+                entries.append(head.next(entry_body))
+                head = head.after(entries[-1])
+            self._sink.append(entries)
+        except Exception as error:  # whatever it was, every waiting caller must hear of it
+            self._failed = True
+            reason = str(error) if isinstance(error, AuditError) else f"the sink failed with {type(error).__name__}"
+            _log.error("audit_write_failed", error=type(error).__name__, records=len(batch))
+            for _, waiting in batch:
+                waiting.set_exception(AuditError(reason))
+            return
+        self._failed = False
+        self._head = head
+        if self._seal_at is None:
+            self._seal_at = time.monotonic() + self._checkpoint_s
+        self._metrics.audit_records(len(entries))
+        for entry, (_, waiting) in zip(entries, batch, strict=True):
+            waiting.set_result(entry.index)
+
+    def _try_seal(self) -> None:
+        """A checkpoint that fails leaves the records as durable as they were: say so, and try again later."""
+        try:
+            self._seal(self._sink.head())
+        except AuditError as error:
+            _log.error("audit_checkpoint_failed", error=type(error).__name__)
+            self._seal_at = time.monotonic() + self._checkpoint_s
+
+    def _seal(self, head: Head) -> None:
+        """Sign the end of the log, in the log and in the file beside it."""
+        now = self._clock()
+        checkpoint = Checkpoint(self._sink.origin, head.size, head.hash.hex(), now.astimezone(UTC).isoformat())
+        envelope = checkpoint.sign(self._key)
+        if head.size != self._sealed:
+            self._sink.seal(head.size, envelope)
+            self._sealed = head.size
+        try:
+            durable.replace(self._file, envelope)
+        except OSError as error:
+            raise AuditError(f"the checkpoint file cannot be written: {type(error).__name__}") from None
+        self._seal_at = None
+        self._metrics.checkpointed_at(now.timestamp())
+
+
+def _resume(sink: AuditSink, keys: Sequence[Ed25519PublicKey]) -> tuple[Head, int]:
+    """The end of the log, and how many entries its last checkpoint covers (-1: a new log has none).
+
+    What stands behind the last checkpoint is about to be signed, so it must follow from it.
+    """
+    head = sink.head()
+    sealed = sink.last_checkpoint()
+    if sealed is None:
+        if head.size:
+            raise AuditError("it has records and no checkpoint")
+        return head, -1
+    try:
+        checkpoint = Checkpoint.open(sealed, keys)
+    except EnvelopeError as error:
+        raise AuditError(f"its last checkpoint is not to be believed: {error}") from None
+    if checkpoint.origin != sink.origin or checkpoint.size > head.size:
+        raise AuditError(f"its last checkpoint is over {checkpoint.size} records, and it has {head.size}")
+    reached = Head(checkpoint.size, bytes.fromhex(checkpoint.root))
+    before = next(sink.entries(checkpoint.size - 1), None) if checkpoint.size else None
+    if before is not None and before.hash != reached.hash:
+        raise AuditError(f"record {before.index} is not the one that was signed")
+    for entry in sink.entries(checkpoint.size):
+        if entry.index != reached.size or entry.hash != link(reached.hash, entry.index, entry.body):
+            raise AuditError(f"record {reached.size} does not follow the one before")
+        reached = reached.after(entry)
+    return reached, checkpoint.size

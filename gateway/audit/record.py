@@ -1,0 +1,157 @@
+"""What the audit log records: facts about a call, by digest; never a byte of a scan or of its header."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol
+
+from gateway import documents
+from gateway.case import Case
+from gateway.errors import GatewayError
+from gateway.reply import Receipt
+from gateway.verdict import Verdict
+
+SCHEMA = 1
+"""Version of the bodies' fields; written into each."""
+
+_DETAIL_MAX = 200
+
+
+class Record(Protocol):
+    """One line of the log: a kind, and facts that JSON can hold."""
+
+    kind: ClassVar[str]
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of the record's body."""
+
+
+def body(record: Record, at: datetime) -> bytes:
+    """The canonical bytes that the chain binds; `at` is aware."""
+    return documents.canonical({"schema": SCHEMA, "kind": record.kind, "at": _rfc3339(at), **record.facts()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    kind: ClassVar[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Every field by its name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(_Facts):
+    """A scan was examined and decided about; written before anything leaves."""
+
+    kind: ClassVar[str] = "decided"
+
+    scan_sha256: str
+    sop_instance_digest: str | None
+    bytes: int
+    received_at: str
+    route: str
+    receiver: str
+    source: str
+    """Configured name of the source; what it called itself is not recorded."""
+    enrolled: bool
+    disposition: str
+    reasons: tuple[str, ...]
+    unsafe: tuple[str, ...]
+    findings: tuple[dict[str, Any], ...]
+    """Stage, outcome, reason and statistics of each; the sentences for people are left out."""
+    examination_sha256: str
+    """Digest of the whole findings and verdict, as the receipt binds it."""
+    digests: dict[str, str]
+    """SHA-256 of model, profile, artefact, policy and trust; empty where the route has none."""
+
+    @classmethod
+    def of(cls, case: Case, verdict: Verdict) -> Decided:
+        """The record of one decision."""
+        scan = case.scan
+        return cls(
+            scan_sha256=scan.sha256,
+            sop_instance_digest=scan.sop_instance_digest,
+            bytes=len(scan.data),
+            received_at=_rfc3339(case.received_at),
+            route=scan.route,
+            receiver=scan.receiver,
+            source=scan.source.name,
+            enrolled=scan.source.enrolled,
+            disposition=verdict.disposition.label,
+            reasons=tuple(str(reason) for reason in verdict.reasons),
+            unsafe=verdict.unsafe,
+            findings=tuple(_without_prose(documents.of_finding(finding)) for finding in case.findings),
+            examination_sha256=documents.examination_sha256(case.findings, verdict),
+            digests=asdict(case.digests),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(_Facts):
+    """A receipt was signed and the answer may leave; written before it does."""
+
+    kind: ClassVar[str] = "answered"
+
+    scan_sha256: str
+    route: str
+    receipt_sha256: str
+
+    @classmethod
+    def of(cls, case: Case, receipt: Receipt) -> Answered:
+        """The record of one answer."""
+        return cls(case.scan.sha256, case.scan.route, receipt.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(_Facts):
+    """A scan was admitted, and the protected model did not answer."""
+
+    kind: ClassVar[str] = "failed"
+
+    scan_sha256: str
+    route: str
+    error: str
+    """Type of the error; a remote model's own words are not recorded."""
+
+    @classmethod
+    def of(cls, case: Case, error: GatewayError) -> Failed:
+        """The record of one failure after the decision."""
+        return cls(case.scan.sha256, case.scan.route, type(error).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(_Facts):
+    """A call could not become a scan: too large, cut off, no such route."""
+
+    kind: ClassVar[str] = "refused"
+
+    receiver: str
+    source: str
+    error: str
+    detail: str
+    """The error's own sentence, which by contract holds no header value."""
+
+    @classmethod
+    def of(cls, error: GatewayError, *, receiver: str, source: str) -> Refused:
+        """The record of one call that was turned away at the door."""
+        return cls(receiver, source, type(error).__name__, str(error)[:_DETAIL_MAX])
+
+
+@dataclass(frozen=True, slots=True)
+class Started(_Facts):
+    """The gateway came up with this configuration."""
+
+    kind: ClassVar[str] = "started"
+
+    config_sha256: str
+    version: str
+
+
+def _without_prose(finding: dict[str, Any]) -> dict[str, Any]:
+    return {key: finding[key] for key in ("stage", "outcome", "reason", "score", "p_value", "p_values")}
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

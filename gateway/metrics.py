@@ -1,0 +1,212 @@
+"""Counts and times what happens, for Prometheus: a notification of what was done, never in the path of a decision.
+
+The names and labels are API (docs/metrics.md). Every label takes its values from code, from the configuration or from
+a fixed list, so that no sender can add a series, and none can carry patient data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Protocol
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.process_collector import ProcessCollector
+
+from gateway.errors import ConfigError
+
+SIGNATURE_PROFILES = frozenset({"base", "creator", "authorization", "sr", "sr-verified", "inference", "none"})
+"""Values of `required_profile` in a trust policy that may become a label; anything else is `other`."""
+
+_P_VALUE_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
+_STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_PROTECT_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class FindingLike(Protocol):
+    """What is counted of a `Finding`, which lives a layer above."""
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def outcome(self) -> str:
+        """One of `finding.Outcome`."""
+
+    @property
+    def reason(self) -> str:
+        """One of the reasons that the code knows."""
+
+    @property
+    def p_values(self) -> Mapping[str, float]:
+        """p-value of each detector by name."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time; 0 where the stage did not run."""
+
+
+class DispositionLike(Protocol):
+    """What is counted of a `Disposition`."""
+
+    @property
+    def label(self) -> str:
+        """Lower-case name."""
+
+
+class VerdictLike(Protocol):
+    """What is counted of a `Verdict`."""
+
+    @property
+    def disposition(self) -> DispositionLike:
+        """What happens to the scan."""
+
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        """Settings without which the scan would not have been admitted."""
+
+
+class Metrics:
+    """All of the gateway's metrics, in a registry of their own."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives seconds since the epoch; the age of the last checkpoint is read from it at each scrape."""
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._clock = clock
+        self._checkpointed_at: float | None = None
+        self._scans = Counter(
+            "scanward_scans",
+            "Scans answered",
+            ["receiver", "modality", "disposition"],
+            registry=registry,
+        )
+        self._stage = Histogram(
+            "scanward_stage_seconds",
+            "Wall time of a stage that ran",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._protect = Histogram(
+            "scanward_protect_seconds",
+            "Wall time from a scan's parse to its answer",
+            ["receiver", "disposition"],
+            buckets=_PROTECT_BUCKETS,
+            registry=registry,
+        )
+        self._findings = Counter(
+            "scanward_findings", "Security findings", ["stage", "outcome", "reason"], registry=registry
+        )
+        self._p_value = Histogram(
+            "scanward_detector_p_value",
+            "Calibrated p-value of each detector",
+            ["detector"],
+            buckets=_P_VALUE_BUCKETS,
+            registry=registry,
+        )
+        self._signatures = Counter(
+            "scanward_signatures", "Signatures examined", ["outcome", "reason", "profile"], registry=registry
+        )
+        self._upstream = Histogram(
+            "scanward_upstream_seconds",
+            "Wall time of the protected model's answer",
+            ["upstream", "outcome"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._batch = Histogram(
+            "scanward_batch_size", "Images examined in one batch", buckets=_BATCH_BUCKETS, registry=registry
+        )
+        self._queue = Gauge("scanward_queue_depth", "Entries that wait in a queue", ["queue"], registry=registry)
+        self._held = Gauge("scanward_quarantine_held", "Scans held in quarantine", registry=registry)
+        self._unsafe = Counter(
+            "scanward_unsafe_admissions",
+            "Scans admitted only because of an unsafe setting",
+            ["setting"],
+            registry=registry,
+        )
+        self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
+        age = Gauge(
+            "scanward_audit_checkpoint_age_seconds",
+            "Seconds since the last signed checkpoint of the audit log; NaN before the first",
+            registry=registry,
+        )
+        age.set_function(self._checkpoint_age)
+        build = Gauge("scanward_build_info", "The version that runs; always 1", ["version"], registry=registry)
+        build.labels(version("scanward")).set(1)
+
+    # -- scans --
+
+    def found(self, finding: FindingLike) -> None:
+        """Count one stage's finding, its time, and each detector's p-value."""
+        self._findings.labels(finding.stage, str(finding.outcome), str(finding.reason)).inc()
+        if finding.seconds > 0.0:
+            self._stage.labels(finding.stage).observe(finding.seconds)
+        for detector, p_value in finding.p_values.items():
+            self._p_value.labels(detector).observe(p_value)
+
+    def answered(self, receiver: str, modality: str, verdict: VerdictLike, seconds: float) -> None:
+        """Count one answered scan, and each unsafe setting that let it by; `modality` as `Scan.modality` bounds it."""
+        disposition = verdict.disposition.label
+        self._scans.labels(receiver, modality, disposition).inc()
+        self._protect.labels(receiver, disposition).observe(seconds)
+        for setting in verdict.unsafe:
+            self._unsafe.labels(setting).inc()
+
+    def signature(self, outcome: str, reason: str, profile: str) -> None:
+        """Count one examined signature under the trust policy's required profile."""
+        label = profile if profile in SIGNATURE_PROFILES else "other"
+        self._signatures.labels(str(outcome), str(reason), label).inc()
+
+    def upstream(self, upstream: str, outcome: str, seconds: float) -> None:
+        """Time one call of the protected model; `upstream` is its configured name, `outcome` `ok` or an error's."""
+        self._upstream.labels(upstream, outcome).observe(seconds)
+
+    # -- the engine, the quarantine and the audit log --
+
+    def batch(self, size: int) -> None:
+        """Count one batch of the engine."""
+        self._batch.observe(size)
+
+    def queue(self, name: str, depth: int) -> None:
+        """Set how many entries wait in the queue of that name."""
+        self._queue.labels(name).set(depth)
+
+    def held(self, count: int) -> None:
+        """Set how many scans are in quarantine."""
+        self._held.set(count)
+
+    def audit_records(self, count: int) -> None:
+        """Count records that have become durable."""
+        self._records.inc(count)
+
+    def checkpointed_at(self, seconds: float) -> None:
+        """Note when the last checkpoint was signed, in seconds since the epoch."""
+        self._checkpointed_at = seconds
+
+    def _checkpoint_age(self) -> float:
+        if self._checkpointed_at is None:
+            return float("nan")
+        return max(0.0, self._clock() - self._checkpointed_at)
+
+    # -- the endpoint --
+
+    def serve(self, address: str) -> tuple[WSGIServer, int]:
+        """Answer Prometheus on `host:port` (port 0: any free one); returns the server and its port.
+
+        Raises:
+            ConfigError: the address is not one, or cannot be listened on.
+        """
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError([f"metrics address {address!r}: must be HOST:PORT"])
+        try:
+            server, _ = start_http_server(int(port), host.strip("[]"), registry=self.registry)
+        except OSError as error:
+            raise ConfigError([f"metrics address {address!r}: {error.strerror or type(error).__name__}"]) from None
+        return server, server.server_port

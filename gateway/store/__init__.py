@@ -1,0 +1,1 @@
+"""Where bytes and facts lie: streams in progress, answers given, scans held."""
