@@ -54,6 +54,6 @@ class Pipeline:
         except Exception as error:  # whatever it raised: a stage that crashes must not read as a pass
             _log.error("stage_crashed", stage=stage.name, error=type(error).__name__, scan_sha256=case.scan.sha256)
             detail = f"the stage failed with {type(error).__name__}"
-            after = case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.NOT_RUN, detail))
+            after = case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.DETECTOR_ERROR, detail))
         seconds = time.perf_counter() - started
         return replace(after, findings=(*after.findings[:-1], replace(after.findings[-1], seconds=seconds)))

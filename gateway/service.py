@@ -67,7 +67,7 @@ class ProtectionService:
         """
         started = time.perf_counter()
         route = self._route_of(scan)
-        with self._ledger.turn(scan, route.digests) as turn:
+        with self._ledger.turn(scan, route.digests, deadline) as turn:
             if (earlier := turn.earlier) is not None:  # (0) same bytes, same answer
                 return earlier
             case = route.pipeline.run(Case(scan, self._clock(), route.digests), deadline)  # (1) examine
