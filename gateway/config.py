@@ -172,6 +172,10 @@ class StorageConfig(_Table):
     spool_bytes_max: Annotated[int, Field(ge=1 << 20)]
     """Bytes of streams in progress, all together."""
     quarantine_bytes_max: Annotated[int, Field(ge=1 << 20)]
+    """Held scans, all together; when full, scans that would be held are refused, and none is lost."""
+    ledger_rows_max: Annotated[int, Field(ge=1)] = 200_000
+    """Answers that are remembered, so that the same bytes get the same answer."""
+    ledger_days_max: Annotated[float, Field(gt=0.0)] = 90.0
 
 
 class KeysConfig(_Table):
@@ -181,6 +185,10 @@ class KeysConfig(_Table):
     checkpoint: SecretFile
     quarantine: SecretFile
     """Key-encryption key of the quarantine: 32 bytes in hexadecimal."""
+    quarantine_names: SecretFile
+    """Names held scans by HMAC: 32 bytes in hexadecimal; unlike the first it is never replaced."""
+    retired_checkpoints: tuple[File, ...] = ()
+    """Public halves of earlier checkpoint keys; they verify the records of their time."""
 
 
 class EngineConfig(_Table):

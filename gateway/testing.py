@@ -1,0 +1,176 @@
+"""A real gateway for tests, demonstrations and benchmarks: its keys, and a process of its own that can be watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+START_S_MAX = 180.0
+"""For a gateway to say that it is ready: loading the detectors on a slow machine."""
+
+_TAIL_BYTES = 4000
+_POLL_S = 0.02
+
+
+class GatewayFailed(RuntimeError):  # noqa: N818 - what it says
+    """The process ended, or never became ready; holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a gateway listens, as its ready file says."""
+
+    grpc: str
+    metrics: str
+
+
+class GatewayProcess:
+    """`scanward serve` on a configuration, as a user would start it; stopped when the `with` block is left."""
+
+    def __init__(self, config: Path, *, log: Path | None = None, environment: dict[str, str] | None = None) -> None:
+        """`log`: gets stderr; without it a file that goes away. `environment` adds to this process's own."""
+        self._config = config
+        self._log_path = log
+        self._environment = {**os.environ, **(environment or {})}
+        self._log: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._addresses: Addresses | None = None
+
+    def __enter__(self) -> Self:
+        self._log = self._log_path.open("ab+") if self._log_path else tempfile.TemporaryFile()
+        with tempfile.TemporaryDirectory() as directory:
+            ready = Path(directory, "ready.json")
+            command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(self._config)]
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [*command, "--ready-file", str(ready)], stdout=self._log, stderr=self._log, env=self._environment
+            )
+            try:
+                self._addresses = self._wait_for(ready)
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where it listens."""
+        assert self._addresses is not None, "not started"
+        return self._addresses
+
+    @property
+    def pid(self) -> int:
+        """Of the gateway itself; the detection worker is a child of it."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def stop(self) -> int:
+        """Ask it to stop as an orchestrator would (SIGTERM); returns the exit code once it is gone."""
+        assert self._process is not None, "not started"
+        self._process.terminate()
+        return self._process.wait(120)
+
+    def reload(self) -> None:
+        """Ask it to read its configuration again (SIGHUP)."""
+        assert self._process is not None, "not started"
+        self._process.send_signal(signal.SIGHUP)
+
+    def log(self) -> str:
+        """What it has written to its log so far."""
+        if self._log is None:
+            return ""
+        here = self._log.tell()
+        self._log.seek(0)
+        text = self._log.read().decode(errors="replace")
+        self._log.seek(here)
+        return text
+
+    def peak_bytes(self) -> dict[int, int]:
+        """Peak resident memory (VmHWM) by process id, of the gateway and all its descendants that live."""
+        return {pid: peak for pid in _family(self.pid) if (peak := _peak_bytes(pid))}
+
+    def _wait_for(self, ready: Path) -> Addresses:
+        assert self._process is not None
+        give_up_at = time.monotonic() + START_S_MAX
+        while not ready.exists():
+            if self._process.poll() is not None:
+                raise GatewayFailed(f"exit code {self._process.returncode}: {self.log()[-_TAIL_BYTES:]}")
+            if time.monotonic() > give_up_at:
+                raise GatewayFailed(f"not ready after {START_S_MAX:.0f} s: {self.log()[-_TAIL_BYTES:]}")
+            time.sleep(_POLL_S)
+        found = json.loads(ready.read_text())
+        return Addresses(found["grpc"], found["metrics"])
+
+
+def write_keys(directory: Path) -> None:
+    """Make the gateway's keys as [keys] names them, with the public halves of the signing ones beside (`.pub`)."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("receipt", "checkpoint"):
+        write_signing_key(directory / f"{name}.pem")
+    for name in ("quarantine", "quarantine-names"):
+        write_secret(directory / f"{name}.key", secrets.token_hex(32).encode())
+
+
+def write_signing_key(path: Path) -> Ed25519PrivateKey:
+    """An Ed25519 key in a PEM file of mode 0600, its public half in a file with the suffix `.pub`."""
+    key = Ed25519PrivateKey.generate()
+    write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return key
+
+
+def write_token(path: Path) -> str:
+    """A new bearer token in a file of mode 0600."""
+    token = secrets.token_hex(32)
+    write_secret(path, token.encode())
+    return token
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """A file that nobody else could ever read, not even for the moment before a chmod."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secret)
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        children = []
+    return [pid, *(member for child in children for member in _family(int(child)))]
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
