@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from importlib.metadata import packages_distributions
+from collections.abc import Sequence
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("detectors", "gateway", "lab", "signing")
@@ -21,6 +24,10 @@ TEST_FOLDERS_OF_THEIR_OWN = {"assets", "e2e", "simulators", "benchmarks"}
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 WEIGHTS_BYTES_MAX = 3_000_000
+BROUGHT_ALONG = {
+    "pydantic-core",  # pydantic requires one version of it exactly
+    "scipy",  # fits calibrations, for the lab, in code that lives beside what it fits
+}
 
 FOREIGN = re.compile(
     "|".join(
@@ -74,6 +81,39 @@ def test_no_other_distribution_owns_our_names() -> None:
     owners = packages_distributions()
 
     assert {name: set(owners.get(name, [])) - {"scanward"} for name in ROOMS} == {name: set() for name in ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_declared_dependencies(room: str) -> None:
+    """What another package happens to bring along today may be gone tomorrow."""
+    requirements = [Requirement(line) for line in requires("scanward") or []]
+    extras = ("", "lab") if room == "lab" else ("",)
+    declared = {canonicalize_name(each.name) for each in requirements if _wanted(each, extras)} | BROUGHT_ALONG
+    owners = packages_distributions()
+    undeclared = {
+        f"{named(path)}: {name}"
+        for path in written()
+        if path.relative_to(ROOT).parts[0] == room
+        for name in _imported(path) - sys.stdlib_module_names - set(ROOMS)
+        if declared.isdisjoint(canonicalize_name(owner) for owner in owners.get(name, []))
+    }
+
+    assert undeclared == set()
+
+
+def _wanted(requirement: Requirement, extras: Sequence[str]) -> bool:
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+
+
+def _imported(path: Path) -> set[str]:
+    """First names of the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".", 1)[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".", 1)[0])
+    return names
 
 
 def test_no_file_is_longer_than_a_full_file() -> None:

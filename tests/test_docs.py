@@ -1,0 +1,43 @@
+"""The documents keep their word: links lead somewhere, and what they list is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    missing = [link for link in LINK.findall(document.read_text()) if not (document.parent / link).exists()]
+
+    assert missing == []
+
+
+def test_the_metrics_page_lists_every_metric() -> None:
+    """Names and labels are API, so the page may neither forget one nor invent one."""
+    listed = set(re.findall(r"^\| `(scanward_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    families = [family for family in Metrics().registry.collect() if family.name.startswith("scanward_")]
+
+    assert listed == {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+
+
+def test_every_decision_is_in_the_list() -> None:
+    folder = ROOT / "docs" / "adr"
+    listed = set(re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text()))
+
+    assert listed == {path.name for path in folder.glob("[0-9]*.md")}
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    """A first-time reader looks for how to see it and how to check it."""
+    opening = (ROOT / "README.md").read_text().split("## ", 1)[0]
+
+    assert ("make demo" in opening, "make test" in opening) == (True, True)
