@@ -185,8 +185,6 @@ class KeysConfig(_Table):
     checkpoint: SecretFile
     quarantine: SecretFile
     """Key-encryption key of the quarantine: 32 bytes in hexadecimal."""
-    quarantine_names: SecretFile
-    """Names held scans by HMAC: 32 bytes in hexadecimal; unlike the first it is never replaced."""
     retired_checkpoints: tuple[File, ...] = ()
     """Public halves of earlier checkpoint keys; they verify the records of their time."""
 
@@ -321,7 +319,7 @@ class Config(_Table):
             # Through JSON, because there "strict" still takes text for a path and a list for a tuple.
             config = cls.model_validate_json(json.dumps(document, default=str), context={"root": path.parent})
         except ValidationError as error:
-            problems = [_sentence(problem) for problem in error.errors(include_url=False)]
+            problems = _sentences(error.errors(include_url=False))
         problems += mistakes_between_tables(document)
         if problems:
             raise ConfigError(problems)
@@ -332,9 +330,17 @@ class Config(_Table):
         return self.routes[route].policy or self.policy
 
 
-def _sentence(problem: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+def _sentences(problems: list[ErrorDetails]) -> list[str]:
+    """One for each mistake; a list whose items were refused is not called too short as well."""
+    places = [problem["loc"] for problem in problems]
+    sentences = []
+    for problem in problems:
+        place = problem["loc"]
+        if problem["type"] == "too_short" and any(other[:-1] == place for other in places):
+            continue
+        key = ".".join(str(part) for part in place) or "the file"
+        sentences.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
+    return sentences
 
 
 def _loopback(address: str) -> bool:

@@ -133,8 +133,7 @@ def write_keys(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in ("receipt", "checkpoint"):
         write_signing_key(directory / f"{name}.pem")
-    for name in ("quarantine", "quarantine-names"):
-        write_secret(directory / f"{name}.key", secrets.token_hex(32).encode())
+    write_secret(directory / "quarantine.key", secrets.token_hex(32).encode())
 
 
 def write_signing_key(path: Path) -> Ed25519PrivateKey:

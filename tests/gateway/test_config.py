@@ -1,0 +1,261 @@
+"""The configuration: what is refused, by which key, and that the reference in deploy/ can be read."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.testing import write_keys, write_secret, write_token
+
+REFERENCE = Path(__file__).parents[2] / "deploy" / "scanward.toml"
+SECRETS = {"private_key", "receipt", "checkpoint", "quarantine", "token_file"}
+
+GOOD = """
+[receivers.grpc]
+address = "127.0.0.1:0"
+unsafe_plaintext = true
+threads = 8
+concurrent_calls_max = 16
+[metrics]
+address = "127.0.0.1:0"
+[storage]
+directory = "data"
+spool_bytes_max = 4294967296
+quarantine_bytes_max = 1073741824
+[keys]
+receipt = "keys/receipt.pem"
+checkpoint = "keys/checkpoint.pem"
+quarantine = "keys/quarantine.key"
+[engine]
+device = "cpu"
+batch_size_max = 4
+batch_wait_ms_max = 2.0
+queue_max = 16
+threads = 1
+[models.chest]
+profile = "profile.toml"
+model = "model.onnx"
+detectors = "detectors"
+[trust.artefacts]
+public_keys = ["keys/receipt.pub"]
+[trust.hospital]
+policy = "hospital.toml"
+roots = ["root.pem"]
+[policy]
+indeterminate = "quarantine"
+unexaminable = "quarantine"
+[policy.signature]
+failed = "reject"
+unsigned = "quarantine"
+stripped = "reject"
+[policy.detection]
+false_positive_rate = 0.01
+suspect = "quarantine"
+denoise = "if_agree"
+grey_p = 0.05
+[routes.chest]
+trust = "hospital"
+model = "chest"
+upstream = "embedded"
+[routes.archive]
+trust = "hospital"
+upstream = "none"
+[[sources]]
+name = "ct"
+role = "submit"
+token_file = "token"
+enrolled = true
+routes = ["chest", "archive"]
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder with every file that `GOOD` names."""
+    write_keys(tmp_path / "keys")
+    write_token(tmp_path / "token")
+    for name in ("profile.toml", "model.onnx", "hospital.toml", "root.pem"):
+        (tmp_path / name).touch()
+    (tmp_path / "detectors").mkdir()
+    return tmp_path
+
+
+def load(site: Path, text: str = GOOD) -> Config:
+    path = site / "scanward.toml"
+    path.write_text(text)
+    return Config.load(path)
+
+
+def problems(site: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(site, text)
+    return caught.value.problems
+
+
+def without(text: str, *tables: str) -> str:
+    """The document less these tables."""
+    parts = re.split(r"^(?=\[)", text, flags=re.M)
+    return "".join(part for part in parts if not part.startswith(tuple(f"[{table}]" for table in tables)))
+
+
+def test_reads_a_whole_configuration_with_paths_relative_to_its_file(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+
+    config = load(site)
+
+    assert config.keys.receipt == site / "keys" / "receipt.pem"
+    assert config.storage.directory == site / "data"
+    assert config.trust.policies["hospital"].roots == (site / "root.pem",)
+    assert config.routes["archive"].model is None
+
+
+def test_the_reference_configuration_is_accepted(tmp_path: Path) -> None:
+    """Every file that deploy/scanward.toml names is put where it says; nothing else is changed."""
+    for key, value in _paths(tomllib.loads(REFERENCE.read_text())):
+        path = tmp_path / value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if key in SECRETS:
+            write_secret(path, b"0" * 64)
+        elif key == "detectors" or not path.suffix:
+            path.mkdir(exist_ok=True)
+        else:
+            path.touch()
+
+    config = load(tmp_path, REFERENCE.read_text())
+
+    assert config.policy_of("chest").detection is not None
+    assert config.policy_of("archive").indeterminate == "reject"
+
+
+def test_the_reference_configuration_holds_every_key(tmp_path: Path) -> None:
+    text = REFERENCE.read_text()
+    for table in _tables(Config):
+        for key in table.model_fields:
+            assert re.search(rf"(^|[\[.\s#]){key}(\]|\.| =)", text, re.M), f"{table.__name__}.{key} is not explained"
+
+
+def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
+    text = (
+        GOOD.replace('address = "127.0.0.1:0"\nunsafe', 'address = "0.0.0.0:1"\nunsafe', 1)
+        .replace('device = "cpu"', 'device = "tpu"')
+        .replace('model = "chest"\nupstream', 'model = "mr"\nupstream')
+        .replace("grey_p = 0.05", "grey_p = 0.005")
+        .replace('routes = ["chest", "archive"]', 'routes = ["chest", "lost"]')
+        .replace('roots = ["root.pem"]', 'roots = ["gone.pem"]\nunknown = 1')
+    )
+
+    found = problems(site, text)
+
+    for start in (
+        "receivers.grpc: unsafe_plaintext is allowed on a loopback address only",
+        "engine.device: ",
+        "routes.chest.model: there is no [models.mr]",
+        'policy.detection: denoise = "if_agree" needs grey_p greater',
+        "sources.0.routes.1: there is no [routes.lost]",
+        "trust.hospital.roots.0: ",
+        "trust.hospital.unknown: ",
+    ):
+        assert any(problem.startswith(start) for problem in found), f"{start} not in {found}"
+    assert len(found) == 7, found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("threads = 8", 'threads = "8"', "receivers.grpc.threads"),
+        ("threads = 8", "threads = 7", "receivers.grpc.threads"),
+        ("threads = 8\n", "", "receivers.grpc.threads"),
+        ("unsafe_plaintext = true", "", "receivers.grpc"),
+        ('receipt = "keys/receipt.pem"', "", "keys.receipt"),
+        ('indeterminate = "quarantine"', "", "policy.indeterminate"),
+        ('unsigned = "quarantine"', 'unsigned = "admit"', "policy.signature.unsigned"),
+        ('failed = "reject"', 'failed = "unsafe_admit"', "policy.signature.failed"),
+        ('stripped = "reject"', 'stripped = "unsafe_admit"', "policy.signature.stripped"),
+        ("false_positive_rate = 0.01", "false_positive_rate = 1.0", "policy.detection.false_positive_rate"),
+        ('denoise = "if_agree"', 'denoise = "never"', "policy.detection"),
+        ('upstream = "none"', 'upstream = "embedded"', "routes.archive.upstream"),
+        ('[routes.chest]\ntrust = "hospital"', '[routes.chest]\ntrust = "artefacts"', "routes.chest.trust"),
+        ('public_keys = ["keys/receipt.pub"]', "public_keys = []", "trust.artefacts"),
+        ("enrolled = true\n", "", "sources.0.enrolled"),
+        ('token_file = "token"', 'tls_subject = "ct"', "sources.0.tls_subject"),
+        ('token_file = "token"', "", "sources.0"),
+        ('role = "submit"', 'role = "admin"', "sources.0.role"),
+        ('device = "cpu"\n', "", "engine.device"),
+        ("[trust.hospital]", "[trust.Hospital]", "trust.Hospital"),
+    ],
+)
+def test_refuses_by_key(site: Path, old: str, new: str, key: str) -> None:
+    assert old in GOOD
+    assert any(problem.startswith(f"{key}: ") for problem in problems(site, GOOD.replace(old, new, 1)))
+
+
+def test_refuses_a_key_that_others_can_read(site: Path) -> None:
+    (site / "keys" / "receipt.pem").chmod(0o640)
+    assert any("keys.receipt" in each and "0600" in each for each in problems(site, GOOD))
+
+
+def test_a_model_needs_an_engine_artefact_keys_and_a_detection_policy(site: Path) -> None:
+    text = without(GOOD, "engine", "trust.artefacts", "policy.detection")
+    found = problems(site, text)
+    assert {problem.split(":")[0] for problem in found} == {"engine", "trust.artefacts", "policy.detection"}
+
+
+def test_signatures_alone_need_neither_engine_nor_artefacts(site: Path) -> None:
+    text = without(GOOD, "engine", "models.chest", "trust.artefacts", "policy.detection", "routes.chest")
+    config = load(site, text.replace('["chest", "archive"]', '["archive"]'))
+    assert config.engine is None
+
+
+@pytest.mark.parametrize("text", ["", "= 1", "routes = 3\nsources = {}\ntrust = []\nmodels = 1"])
+def test_a_file_that_is_something_else_is_a_configuration_error(site: Path, text: str) -> None:
+    assert problems(site, text)
+
+
+def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        Config.load(tmp_path / "none.toml")
+
+
+def _paths(table: dict[str, object]) -> list[tuple[str, str]]:
+    """(key, path) of every relative path in the reference: a word with a slash that is not absolute."""
+    found: list[tuple[str, str]] = []
+    for key, value in table.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                found += _paths(each)
+            elif isinstance(each, str) and "/" in each and not each.startswith("/"):
+                found.append((key, each))
+    return found
+
+
+def _tables(model: type) -> list[type]:
+    """The model and every model below it."""
+    from pydantic import BaseModel
+
+    found, todo = [], [model]
+    while todo:
+        each = todo.pop()
+        found.append(each)
+        for field in [*each.model_fields.values()]:
+            todo += [inner for inner in _inner(field.annotation) if issubclass(inner, BaseModel) and inner not in found]
+        todo += [inner for inner in _inner(each.__annotations__.get("__pydantic_extra__")) if inner not in found]
+    return found
+
+
+def _inner(annotation: object) -> list[type]:
+    from typing import get_args
+
+    if isinstance(annotation, str):
+        from gateway import config
+
+        return [config.TrustConfig] if "TrustConfig" in annotation else []
+    if isinstance(annotation, type):
+        return [annotation]
+    return [each for argument in get_args(annotation) for each in _inner(argument)]
