@@ -1,0 +1,127 @@
+"""The metrics' names and labels are API, and no sender can add a series."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class _Finding:
+    stage: str = "detection"
+    outcome: str = "passed"
+    reason: str = "ok"
+    p_values: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.25
+
+
+@dataclass(frozen=True)
+class _Disposition:
+    label: str
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    disposition: _Disposition
+    unsafe: tuple[str, ...] = ()
+
+
+def _scrape(metrics: Metrics) -> dict[str, float]:
+    server, port = metrics.serve("127.0.0.1:0")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+    samples = re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in samples}
+
+
+def _used() -> Metrics:
+    metrics = Metrics(clock=lambda: 1000.0)
+    metrics.found(_Finding(p_values={"uad": 0.004}))
+    metrics.answered("grpc", "CT", _Verdict(_Disposition("admit"), ("signature.unsigned",)), 0.5)
+    metrics.signature("failed", "mac_mismatch", "inference")
+    metrics.upstream("ct", "ok", 0.02)
+    metrics.batch(3)
+    metrics.queue("engine", 7)
+    metrics.held(2)
+    metrics.audit_records(5)
+    metrics.checkpointed_at(940.0)
+    return metrics
+
+
+def test_every_metric_has_its_contracted_name_and_labels():
+    samples = _scrape(_used())
+    expected = {
+        'scanward_scans_total{disposition="admit",modality="CT",receiver="grpc"}': 1,
+        'scanward_stage_seconds_bucket{le="0.25",stage="detection"}': 1,
+        'scanward_stage_seconds_sum{stage="detection"}': 0.25,
+        'scanward_protect_seconds_sum{disposition="admit",receiver="grpc"}': 0.5,
+        'scanward_findings_total{outcome="passed",reason="ok",stage="detection"}': 1,
+        'scanward_signatures_total{outcome="failed",profile="inference",reason="mac_mismatch"}': 1,
+        'scanward_upstream_seconds_sum{outcome="ok",upstream="ct"}': 0.02,
+        "scanward_batch_size_sum": 3,
+        'scanward_queue_depth{queue="engine"}': 7,
+        "scanward_quarantine_held": 2,
+        'scanward_unsafe_admissions_total{setting="signature.unsigned"}': 1,
+        "scanward_audit_records_total": 5,
+        "scanward_audit_checkpoint_age_seconds": 60,
+    }
+    assert {name: samples.get(name) for name in expected} == expected
+    assert any(name.startswith('scanward_build_info{version="') and value == 1 for name, value in samples.items())
+
+
+def test_p_values_fall_into_the_contracted_buckets():
+    samples = _scrape(_used())
+    bounds = ["0.0001", "0.0005", "0.001", "0.005", "0.01", "0.05", "0.1", "0.5", "1.0", "+Inf"]
+    counts = [samples[f'scanward_detector_p_value_bucket{{detector="uad",le="{bound}"}}'] for bound in bounds]
+    assert counts == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert sum(name.startswith("scanward_detector_p_value_bucket") for name in samples) == len(bounds)
+
+
+def test_a_stage_that_did_not_run_has_no_time():
+    metrics = Metrics()
+    metrics.found(_Finding(seconds=0.0, outcome="indeterminate", reason="not_run"))
+    assert not any(name.startswith("scanward_stage_seconds_count") for name in _scrape(metrics))
+
+
+def test_a_profile_that_is_not_in_the_list_becomes_other():
+    metrics = Metrics()
+    metrics.signature("passed", "ok", "made up by a stranger")
+    assert 'scanward_signatures_total{outcome="passed",profile="other",reason="ok"}' in _scrape(metrics)
+
+
+def test_a_clock_that_steps_back_gives_no_negative_age():
+    metrics = Metrics(clock=lambda: 10.0)
+    metrics.checkpointed_at(500.0)
+    assert _scrape(metrics)["scanward_audit_checkpoint_age_seconds"] == 0
+
+
+def test_two_instances_share_nothing():
+    first, second = _used(), Metrics()
+    assert "scanward_audit_records_total" in _scrape(first)
+    assert _scrape(second)["scanward_audit_records_total"] == 0
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.1:", ":9090", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_an_address_that_is_none_is_a_configuration_error(address):
+    with pytest.raises(ConfigError, match="metrics address"):
+        Metrics().serve(address)
+
+
+def test_an_address_in_use_is_a_configuration_error():
+    server, port = Metrics().serve("127.0.0.1:0")
+    try:
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
+            Metrics().serve(f"127.0.0.1:{port}")
+    finally:
+        server.shutdown()
+        server.server_close()
