@@ -1,0 +1,81 @@
+"""What the gateway's tests share: scans, cases, findings and a log, made in one line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway.audit.log import AuditLog
+from gateway.audit.sinks import SqliteSink
+from gateway.case import Case, Digests
+from gateway.finding import Finding, GatewayReason, Outcome
+from gateway.metrics import Metrics
+from gateway.scan import Scan, Source
+from signing import Reason
+
+NOON = datetime(2026, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
+
+DIGESTS = Digests(model="11" * 32, profile="22" * 32, artefact="", policy="44" * 32, trust="55" * 32)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def checkpoint_key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+@pytest.fixture
+def digests() -> Digests:
+    return DIGESTS
+
+
+@pytest.fixture
+def make_scan() -> Callable[..., Scan]:
+    """A scan of any bytes, as a door would hand it over that could not parse it."""
+
+    def make(data: bytes = b"scan", *, route: str = "ct", source: Source | None = None) -> Scan:
+        digest = hashlib.sha256(data).hexdigest()
+        return Scan(memoryview(data), digest, route, "grpc", source or Source("ct-scanner", enrolled=True), None, None)
+
+    return make
+
+
+@pytest.fixture
+def make_case(make_scan: Callable[..., Scan]) -> Callable[..., Case]:
+    """A case that both stages have seen: a good signature, a suspect image."""
+
+    def make(data: bytes = b"scan", *, route: str = "ct", findings: tuple[Finding, ...] | None = None) -> Case:
+        if findings is None:
+            findings = (
+                Finding("signature", Outcome.PASSED, Reason.OK, "signed by the scanner", seconds=0.001),
+                Finding(
+                    "detection",
+                    Outcome.FAILED,
+                    GatewayReason.SUSPECT,
+                    score=3.1,
+                    p_value=0.001,
+                    p_values={"uad": 0.1 + 0.2, "twin": 1e-5},
+                    seconds=0.02,
+                ),
+            )
+        return Case(make_scan(data, route=route), NOON, DIGESTS, findings)
+
+    return make
+
+
+@pytest.fixture
+def audit(tmp_path: Path, checkpoint_key: Ed25519PrivateKey, metrics: Metrics) -> Iterator[AuditLog]:
+    """A real log on disk."""
+    sink = SqliteSink(tmp_path / "audit" / "audit.db")
+    log = AuditLog(sink, checkpoint_key, metrics=metrics, checkpoint_file=tmp_path / "audit" / "checkpoint.json")
+    yield log
+    log.close()
