@@ -1,1 +1,34 @@
 """Verifies and makes DICOM digital signatures (PS3.15 C, PS3.3 C.12.1.1.3)."""
+
+from signing.elements import Elements, Limits, read
+from signing.errors import DicomError, EnvelopeError, SignatureError, SignError, SigningError, TrustError
+from signing.policy import AllowedSigner, Binding, TrustPolicy
+from signing.reasons import Reason
+from signing.report import Outcome, SignatureReport, Signer, VerifiedSignature
+from signing.trust import Trust
+from signing.verify import Source, verify
+from signing.view import VerifiedView
+
+__all__ = [
+    "AllowedSigner",
+    "Binding",
+    "DicomError",
+    "Elements",
+    "EnvelopeError",
+    "Limits",
+    "Outcome",
+    "Reason",
+    "SignError",
+    "SignatureError",
+    "SignatureReport",
+    "Signer",
+    "SigningError",
+    "Source",
+    "Trust",
+    "TrustError",
+    "TrustPolicy",
+    "VerifiedSignature",
+    "VerifiedView",
+    "read",
+    "verify",
+]

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import importlib.util
+from contextlib import suppress
+from functools import cache, lru_cache
+from typing import Any
 
 # PS3.5 table 7.1-1: these carry a 32-bit length after two reserved bytes.
-LONG_VRS = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"])
-_SHORT_VRS = [
-    "AE",
-    "AS",
-    "AT",
-    "CS",
-    "DA",
-    "DS",
-    "DT",
-    "FD",
-    "FL",
-    "IS",
-    "LO",
-    "LT",
-    "PN",
-    "SH",
-    "SL",
-    "SS",
-    "ST",
-    "TM",
-    "UI",
-    "UL",
-    "US",
-]
+LONG_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))
+
+TEXT_VRS = frozenset(
+    ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
+)
+_SHORT_VRS = (TEXT_VRS - LONG_VRS) | {"AT", "FD", "FL", "SL", "SS", "UL", "US"}
 
 VR_FORMS: dict[bytes, tuple[str, int]] = {
     **{vr.encode(): (vr, 12) for vr in LONG_VRS},
@@ -36,9 +21,7 @@ VR_FORMS: dict[bytes, tuple[str, int]] = {
 }
 """VR as two bytes -> (VR, header length in bytes)."""
 
-TEXT_VRS = frozenset(
-    ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
-)
+
 UNIT_BYTES = {
     **dict.fromkeys(("AT", "OW", "SS", "US"), 2),
     **dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), 4),
@@ -72,26 +55,18 @@ def name(tag: int) -> str:
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-@lru_cache(maxsize=65536)
 def keyword(tag: int) -> str:
     """The attribute's keyword (PS3.6); a tag without one is written as eight hexadecimal digits."""
-    from pydicom.datadict import keyword_for_tag  # noqa: PLC0415  loaded only where a person will read the answer
-
-    return keyword_for_tag(tag) or f"{tag:08X}"
+    return _entry(tag)[1] or f"{tag:08X}"
 
 
-@lru_cache(maxsize=65536)
 def tag_of(word: str) -> int | None:
     """The tag of a keyword, or of eight hexadecimal digits; None where it is neither."""
-    from pydicom.datadict import tag_for_keyword  # noqa: PLC0415
-
-    found = tag_for_keyword(word)
-    if found is not None:
-        return int(found)
-    try:
-        return int(word, 16) if len(word) == 8 else None
-    except ValueError:
-        return None
+    found = _tags().get(word)
+    if found is None and len(word) == 8:
+        with suppress(ValueError):
+            found = int(word, 16)
+    return found
 
 
 @lru_cache(maxsize=65536)
@@ -105,12 +80,40 @@ def implicit_vr(tag: int, signed_pixels: bool) -> str:
         return "UL"
     if tag & 0x10000:
         return "LO" if 0x10 <= number <= 0xFF else "UN"
-    from pydicom.datadict import dictionary_VR  # noqa: PLC0415
-
-    try:
-        vr: str = dictionary_VR(tag)
-    except KeyError:
-        return "UN"
+    vr = _entry(tag)[0]
     if vr == "US or SS":
         return "SS" if signed_pixels else "US"
     return "OW" if " or " in vr else vr
+
+
+@lru_cache(maxsize=65536)
+def _entry(tag: int) -> tuple[str, str]:
+    """VR and keyword; UN and nothing where the standard does not know the tag."""
+    dictionary = _pydicom_dictionary()
+    entry = dictionary.DicomDictionary.get(tag)
+    if entry is None and not tag & 0x10000:
+        written = f"{tag:08x}"
+        for mask, repeated in dictionary.RepeatersDictionary.items():  # 60xx3000 and the like
+            if all(theirs in (ours, "x") for ours, theirs in zip(written, mask.lower(), strict=True)):
+                entry = repeated
+    return ("UN", "") if entry is None else (entry[0], entry[4])
+
+
+@cache
+def _tags() -> dict[str, int]:
+    return {entry[4]: tag for tag, entry in _pydicom_dictionary().DicomDictionary.items() if entry[4]}
+
+
+@cache
+def _pydicom_dictionary() -> Any:
+    """pydicom's table by itself: importing the package would take half a second and load its image decoders."""
+    package = importlib.util.find_spec("pydicom")
+    assert package is not None
+    assert package.submodule_search_locations
+    path = f"{package.submodule_search_locations[0]}/_dicom_dict.py"
+    spec = importlib.util.spec_from_file_location("signing._dicom_dict", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -32,9 +32,9 @@ class FileMeta(NamedTuple):
 
 def read_file_meta(data: memoryview) -> tuple[FileMeta, int]:
     """Read group 0002, always explicit VR little endian; returns it and the offset of the data set."""
-    if len(data) < _FIRST + 12 or data[128:_FIRST] != b"DICM":
+    if len(data) < _FIRST + 12 or bytes(data[128:_FIRST]) != b"DICM":
         raise DicomError(Reason.MALFORMED, "not a DICOM file: no preamble with the prefix DICM")
-    if data[_FIRST : _FIRST + 8] != b"\x02\x00\x00\x00UL\x04\x00":
+    if bytes(data[_FIRST : _FIRST + 8]) != b"\x02\x00\x00\x00UL\x04\x00":
         raise DicomError(Reason.MALFORMED, "the file meta information does not begin with its group length")
     start = _FIRST + 12
     end = start + int.from_bytes(data[start - 4 : start], "little")
