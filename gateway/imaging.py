@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self, TypeVar, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +15,9 @@ from torch.nn import functional
 from gateway.finding import GatewayReason
 from gateway.profile import Profile
 from gateway.unexaminable import UnexaminableError
+from signing import DicomError, VerifiedView
+
+_T = TypeVar("_T")
 
 VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
@@ -20,6 +25,15 @@ MAGNITUDE_MAX = 1e12
 """Largest size of a rescaled value, window centre or width: beyond it 32-bit arithmetic loses the grey levels."""
 PIXEL_ASPECT_MAX = 16.0
 """Largest ratio of row to column spacing that is believed."""
+
+_MODALITY, _PHOTOMETRIC_INTERPRETATION = 0x00080060, 0x00280004
+_BITS_STORED, _PIXEL_REPRESENTATION = 0x00280101, 0x00280103
+_RESCALE_INTERCEPT, _RESCALE_SLOPE = 0x00281052, 0x00281053
+_WINDOW_CENTER, _WINDOW_WIDTH, _VOI_LUT_FUNCTION = 0x00281050, 0x00281051, 0x00281056
+_MODALITY_LUT_SEQUENCE, _VOI_LUT_SEQUENCE = 0x00283000, 0x00283010
+_LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
+_PIXEL_SPACING, _IMAGER_PIXEL_SPACING, _PIXEL_ASPECT_RATIO = 0x00280030, 0x00181164, 0x00280034
+_FUNCTIONAL_GROUPS = (0x52009229, 0x52009230)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +57,20 @@ class Window:
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LookupTable:
     """A Modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1): values outside its input range take its ends."""
 
     first: float
     """Input value that maps to the first entry."""
-    entries: tuple[float, ...]
+    entries: Tensor
+    """(entries,) float32."""
     ceiling: float
     """Largest output that the table's bit depth can hold."""
 
     def apply(self, x: Tensor) -> Tensor:
         """Look up each value; between whole inputs the table is read linearly, so that it has a gradient."""
-        table = torch.tensor(self.entries, dtype=torch.float32, device=x.device)
+        table = self.entries.to(x.device)
         place = (x - self.first).clamp(0, len(self.entries) - 1)
         below = place.detach().floor().clamp(max=max(len(self.entries) - 2, 0)).long()
         above = (below + 1).clamp(max=len(self.entries) - 1)
@@ -86,7 +101,7 @@ class Rendering:
 
     def __post_init__(self) -> None:
         if self.modality_table is not None:
-            ends = (min(self.modality_table.entries), max(self.modality_table.entries))
+            ends = (float(self.modality_table.entries.min()), float(self.modality_table.entries.max()))
         else:
             first, last = (value * self.slope + self.intercept for value in self.stored)
             ends = (min(first, last), max(first, last))
@@ -100,6 +115,37 @@ class Rendering:
             detail = f"rows and columns are spaced more than {PIXEL_ASPECT_MAX:g} to 1"
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
         object.__setattr__(self, "ends", ends)
+
+    @classmethod
+    def of(cls, view: VerifiedView, profile: Profile) -> Self:
+        """Read the parameters from the elements that may be believed.
+
+        The object's own window is not looked at where the profile fixes one for its modality.
+
+        Raises:
+            UnexaminableError: `not_finite` where the rescaling is no number; `unsupported_image` where the header
+                cannot be followed: functional groups (enhanced multi-frame objects), a bad window, a bad table.
+        """
+        if any(tag in view for tag in _FUNCTIONAL_GROUPS):
+            raise _unsupported("rescaling and window lie in functional groups, which are not supported")
+        bits = _read(view.integer, _BITS_STORED) or 0
+        if not 1 <= bits <= 32:
+            raise _unsupported(f"Bits Stored is {bits}, not 1 to 32")
+        signed = _read(view.integer, _PIXEL_REPRESENTATION) == 1
+        modality = _read(view.text, _MODALITY) or ""
+        fixed = profile.window_for(modality) is not None
+        window = None if fixed else _window_of(view)
+        return cls(
+            stored=(-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1),
+            slope=_rescale(view, _RESCALE_SLOPE, "Rescale Slope", absent=1.0),
+            intercept=_rescale(view, _RESCALE_INTERCEPT, "Rescale Intercept", absent=0.0),
+            modality_table=_table_of(view, _MODALITY_LUT_SEQUENCE),
+            window=window,
+            voi_table=_table_of(view, _VOI_LUT_SEQUENCE) if window is None and not fixed else None,
+            modality=modality,
+            inverted=_read(view.text, _PHOTOMETRIC_INTERPRETATION) == "MONOCHROME1",
+            pixel_aspect=_aspect_of(view),
+        )
 
     def affine(self, profile: Profile) -> tuple[float, float] | None:
         """Scale and shift that take a stored value to its place in the window, 0 to 1 before clipping.
@@ -228,3 +274,66 @@ def _scaled(grey: Tensor, profile: Profile) -> Tensor:
     scale = grey.new_tensor([(high - low) / std for std in stds]).view(1, -1, 1, 1)
     shift = grey.new_tensor([(low - mean) / std for mean, std in zip(means, stds, strict=True)]).view(1, -1, 1, 1)
     return grey * scale + shift
+
+
+def _unsupported(detail: str) -> UnexaminableError:
+    return UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+
+
+def _read(reader: Callable[[int], _T], tag: int) -> _T:
+    """A header value, or the reason why the header cannot be followed."""
+    try:
+        return reader(tag)
+    except DicomError as error:
+        raise _unsupported(error.detail) from error
+
+
+def _rescale(view: VerifiedView, tag: int, name: str, *, absent: float) -> float:
+    try:
+        number = view.decimal(tag)
+    except DicomError as error:
+        raise UnexaminableError(GatewayReason.NOT_FINITE, f"{name} is not one finite number") from error
+    return absent if number is None else number
+
+
+def _window_of(view: VerifiedView) -> Window | None:
+    """The first of the object's windows; further ones are alternatives for a person to choose from."""
+    centers, widths = _read(view.decimals, _WINDOW_CENTER), _read(view.decimals, _WINDOW_WIDTH)
+    if not centers and not widths:
+        return None
+    if len(centers) != len(widths):
+        raise _unsupported("Window Center and Window Width do not come in pairs")
+    function = _read(view.text, _VOI_LUT_FUNCTION) or "LINEAR"
+    for known in get_args(VoiFunction):
+        if function == known:
+            return Window(centers[0], widths[0], known)
+    raise _unsupported("VOI LUT Function is none of LINEAR, LINEAR_EXACT and SIGMOID")
+
+
+def _table_of(view: VerifiedView, sequence: int) -> LookupTable | None:
+    """The first table of a Modality or VOI LUT Sequence; PS3.3 C.11.1.1.1 and C.11.2.1.1."""
+    items = _read(view.items, sequence)
+    if not items:
+        return None
+    descriptor = _read(items[0].integers, _LUT_DESCRIPTOR)
+    if len(descriptor) != 3 or not 8 <= descriptor[2] <= 16:
+        raise _unsupported("LUT Descriptor is not three numbers with 8 to 16 bits an entry")
+    count = descriptor[0] & 0xFFFF or 0x10000
+    value = items[0].value(_LUT_DATA)
+    if len(value) == 2 * count:
+        entries = np.frombuffer(value, "<u2" if view.little_endian else ">u2")
+    elif descriptor[2] == 8 and len(value) == count + count % 2:
+        entries = np.frombuffer(value, np.uint8)[:count]
+    else:
+        raise _unsupported(f"LUT Data has {len(value)} bytes for {count} entries")
+    return LookupTable(descriptor[1], torch.from_numpy(entries.astype(np.float32)), 2.0 ** descriptor[2] - 1)
+
+
+def _aspect_of(view: VerifiedView) -> float:
+    """Row over column spacing, from the first attribute that gives it; square pixels where none does."""
+    for tag in (_PIXEL_SPACING, _IMAGER_PIXEL_SPACING, _PIXEL_ASPECT_RATIO):
+        if spacing := _read(view.decimals, tag):
+            if len(spacing) != 2 or not (spacing[0] > 0 and spacing[1] > 0):
+                raise _unsupported("Pixel Spacing is not two numbers above 0")
+            return spacing[0] / spacing[1]
+    return 1.0

@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from gateway.errors import ConfigError
@@ -87,6 +89,24 @@ class Profile(_Table):
         absent the output is taken for logits: softmax for multiclass, sigmoid for the others.
         """
         return self.output.activation or ("softmax" if self.task == "multiclass" else "sigmoid")
+
+    @property
+    def already_applied(self) -> Activation:
+        """What the graph's output went through inside the graph, which a detector undoes to see logits."""
+        if self.activation != "none":
+            return "none"
+        return "softmax" if self.task == "multiclass" else "sigmoid"
+
+    def probabilities(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the graph's output means: (..., classes) probabilities from (..., classes) as the graph gives it."""
+        if self.activation == "softmax":
+            powers: NDArray[np.float32] = np.exp(output - output.max(axis=-1, keepdims=True))
+            shares: NDArray[np.float32] = powers / powers.sum(axis=-1, keepdims=True)
+            return shares
+        if self.activation == "sigmoid":  # 1 / (1 + exp(-x)), written so that it never overflows
+            chances: NDArray[np.float32] = np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * output)
+            return chances
+        return output
 
     def window_for(self, modality: str) -> ModalityWindow | None:
         """The window that the profile fixes for a modality; None leaves it to the object."""

@@ -1,0 +1,1 @@
+"""The detection process and the batches that it is fed."""

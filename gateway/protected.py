@@ -1,0 +1,111 @@
+"""A protected model as it is served: its profile, its bytes, and the manifest of the detectors fitted for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from gateway.config import ArtefactTrust, ModelConfig
+from gateway.errors import ConfigError
+from gateway.profile import Profile
+from signing import EnvelopeError, envelope
+
+MANIFEST = "manifest.json"
+"""Of an artefact directory, for people and for unsigned artefacts."""
+MANIFEST_ENVELOPE = "manifest.dsse.json"
+"""The same bytes in a DSSE envelope, signed by whoever fitted; what the gateway reads."""
+MANIFEST_TYPE = "application/vnd.scanward.artefact+json"
+"""Payload type of that envelope."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectedModel:
+    """Everything about a model that is read at start-up; each file once, so that what was checked is what runs."""
+
+    name: str
+    """As configured: [models.NAME]."""
+    profile: Profile
+    onnx: bytes = field(repr=False)
+    """The model file, whole."""
+    artefact: Path
+    """Directory of the detectors' files, each of which the manifest names by digest."""
+    manifest: bytes = field(repr=False)
+    """The exact bytes that were signed."""
+    guarantee: str
+    """What the calibration promises: `confident` or `marginal`."""
+    false_positive_rate: float
+    """The smallest rate that the detectors were calibrated for."""
+
+    @classmethod
+    def load(cls, name: str, config: ModelConfig, trust: ArtefactTrust) -> Self:
+        """Read profile, model and manifest.
+
+        Raises:
+            ConfigError: unreadable, unsigned, signed by no configured key, or of a guarantee that is not served.
+        """
+        profile = Profile.load(config.profile)
+        where = f"models.{name}.detectors"
+        manifest = _believed_manifest(config.detectors, trust, where)
+        try:
+            facts = json.loads(manifest)
+            guarantee, rate = str(facts["guarantee"]), float(facts["fpr"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError([f"{where}: the manifest is malformed"]) from error
+        if guarantee != "confident" and not trust.unsafe_marginal_guarantee:
+            raise ConfigError(
+                [f"{where}: its guarantee is {guarantee}; trust.artefacts.unsafe_marginal_guarantee would be needed"]
+            )
+        return cls(
+            name, profile, _read(config.model, f"models.{name}.model"), config.detectors, manifest, guarantee, rate
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of one image."""
+        return (self.profile.input.channels, *self.profile.input.size)
+
+    @property
+    def model_sha256(self) -> str:
+        """Lower-case hexadecimal digest of the model file."""
+        return hashlib.sha256(self.onnx).hexdigest()
+
+    @property
+    def artefact_sha256(self) -> str:
+        """Lower-case hexadecimal digest of the manifest, which names every other file of the artefact by digest."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+
+def _believed_manifest(directory: Path, trust: ArtefactTrust, where: str) -> bytes:
+    """The manifest, out of an envelope that a configured key signed."""
+    sealed_at = directory / MANIFEST_ENVELOPE
+    if not sealed_at.exists() and trust.unsafe_unsigned_artefacts:
+        return _read(directory / MANIFEST, where)
+    try:
+        keys = [_public_key(path) for path in trust.public_keys]
+        return envelope.open_envelope(_read(sealed_at, where), MANIFEST_TYPE, keys)
+    except EnvelopeError as error:
+        raise ConfigError([f"{where}: {MANIFEST_ENVELOPE}: {error}"]) from error
+
+
+def _public_key(path: Path) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError([f"trust.artefacts.public_keys: {path}: not a PEM public key"]) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError([f"trust.artefacts.public_keys: {path}: not an Ed25519 key"])
+    return key
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{where}: {path}: {error.strerror}"]) from error

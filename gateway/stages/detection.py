@@ -1,0 +1,64 @@
+"""Whether the image looks attacked: asks the engine's detectors, and compares their p-value with the policy's rate."""
+
+from __future__ import annotations
+
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from gateway.case import Case, Evidence
+from gateway.deadline import Deadline
+from gateway.engine.engine import Engine, EngineError, ExpiredError, GreyZone, WorkerLostError
+from gateway.errors import Overloaded
+from gateway.finding import Finding, GatewayReason, Outcome
+from gateway.policy import DETECTION
+from signing import Reason
+
+
+class DetectionStage:
+    """Blocks its thread on the engine, which examines the images of many threads together."""
+
+    name = DETECTION
+    requires = frozenset({"image"})
+    provides = frozenset({"evidence"})
+
+    def __init__(self, engine: Engine, *, false_positive_rate: float, grey_p: float | None) -> None:
+        """Find suspect what has p <= `false_positive_rate`; ask for denoised predictions above it up to `grey_p`."""
+        self._engine = engine
+        self._false_positive_rate = false_positive_rate
+        self._grey = None if grey_p is None else GreyZone(false_positive_rate, grey_p)
+
+    def run(self, case: Case, deadline: Deadline) -> Case:
+        """See `stage.Stage.run`."""
+        assert case.image is not None
+        try:
+            future = self._engine.submit(case.image, deadline, self._grey)
+        except (Overloaded, EngineError) as error:
+            return self._without(case, GatewayReason.NOT_RUN, str(error))
+        try:
+            evidence = future.result(timeout=deadline.remaining())
+        except FutureTimeoutError:
+            future.cancel()
+            return self._without(
+                case, GatewayReason.TIMEOUT, "the detectors did not answer before the caller's deadline"
+            )
+        except ExpiredError as error:
+            return self._without(case, GatewayReason.TIMEOUT, str(error))
+        except WorkerLostError as error:
+            return self._without(case, GatewayReason.WORKER_LOST, str(error))
+        except EngineError as error:
+            return self._without(case, GatewayReason.DETECTOR_ERROR, str(error))
+        return case.with_finding(self._finding(evidence), evidence=evidence)
+
+    def _finding(self, evidence: Evidence) -> Finding:
+        suspect = evidence.p_value <= self._false_positive_rate
+        return Finding(
+            self.name,
+            Outcome.FAILED if suspect else Outcome.PASSED,
+            GatewayReason.SUSPECT if suspect else Reason.OK,
+            f"p {evidence.p_value:.3g}, suspect at {self._false_positive_rate:g} and below",
+            score=evidence.statistic,
+            p_value=evidence.p_value,
+            p_values=dict(evidence.p_values),
+        )
+
+    def _without(self, case: Case, reason: GatewayReason, detail: str) -> Case:
+        return case.with_finding(Finding(self.name, Outcome.INDETERMINATE, reason, detail))

@@ -1,0 +1,61 @@
+"""Who vouches for the scan: verifies its DICOM digital signatures and passes on only what they cover."""
+
+from __future__ import annotations
+
+from gateway.case import Case
+from gateway.deadline import Deadline
+from gateway.finding import Finding, Outcome
+from gateway.metrics import Metrics
+from gateway.policy import SIGNATURE
+from signing import DicomError, Elements, Reason, SignatureError, Source, Trust, VerifiedView, verify
+
+_UNSIGNED = frozenset({Reason.UNSIGNED, Reason.MAIN_DATASET_UNSIGNED})
+
+
+class SignatureStage:
+    """Turns the verification of a scan's signatures into one finding.
+
+    A scan that passes goes on as the view that its signature covers. An unsigned one goes on whole, so that the
+    other stages can say what they see of it to a reviewer; only the policy can admit it. One whose signature fails,
+    or that came unsigned from a source that signs all it sends, goes no further.
+    """
+
+    name = SIGNATURE
+    requires: frozenset[str] = frozenset()
+    provides = frozenset({"view"})
+
+    def __init__(self, trust: Trust, metrics: Metrics) -> None:
+        """Verify against `trust`, and count what was found in `metrics`."""
+        self._trust = trust
+        self._metrics = metrics
+
+    def run(self, case: Case, deadline: Deadline) -> Case:
+        """See `stage.Stage.run`."""
+        finding, view = self._examine(case)
+        self._metrics.signature(finding.outcome, finding.reason, self._trust.policy.required_profile)
+        return case.with_finding(finding) if view is None else case.with_finding(finding, view=view)
+
+    def _examine(self, case: Case) -> tuple[Finding, VerifiedView | None]:
+        scan = case.scan
+        if scan.elements is None:
+            assert scan.defect is not None
+            return Finding(self.name, Outcome.FAILED, scan.defect.reason, scan.defect.detail), None
+        try:
+            source = Source(scan.source.calling_ae, scan.source.tls_subject, scan.source.enrolled)
+            signed = verify(scan.elements, self._trust, at=case.received_at, source=source)
+        except DicomError as error:
+            return Finding(self.name, Outcome.FAILED, error.reason, error.detail), None
+        except SignatureError as error:
+            return self._refused(scan.elements, error)
+        detail = f"profile {signed.profile}, signer {signed.signer.fingerprint_sha256}"
+        return Finding(self.name, Outcome.PASSED, Reason.OK, detail), signed.view
+
+    def _refused(self, elements: Elements, error: SignatureError) -> tuple[Finding, VerifiedView | None]:
+        if error.reason not in _UNSIGNED:
+            outcome = Outcome.INDETERMINATE if error.indeterminate else Outcome.FAILED
+            return Finding(self.name, outcome, error.reason, error.detail), None
+        try:
+            view = VerifiedView.of_unsigned(elements)
+        except DicomError as defect:
+            return Finding(self.name, Outcome.FAILED, defect.reason, defect.detail), None
+        return Finding(self.name, Outcome.FAILED, error.reason, error.detail), view

@@ -1,0 +1,1 @@
+"""The protected models: in this process, or behind a protocol."""

@@ -1,0 +1,162 @@
+"""The protected model in this process, run by onnxruntime from the very bytes that were hashed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from gateway.case import Case
+from gateway.deadline import Deadline
+from gateway.errors import ConfigError, UpstreamError
+from gateway.metrics import Metrics
+from gateway.profile import Profile
+from gateway.reply import Prediction
+from gateway.verdict import Disposition, Verdict
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+_ERRORS_ONLY = 3
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class EmbeddedUpstream:
+    """An ONNX classifier in this process.
+
+    The scores of a series are the mean over its frames of each class's probability.
+    """
+
+    def __init__(
+        self, name: str, profile: Profile, model: bytes, *, device: str, threads: int, metrics: Metrics
+    ) -> None:
+        """Load the model and ask it once, so that what cannot work refuses to start.
+
+        Args:
+            name: as configured.
+            profile: what the model takes and gives.
+            model: the ONNX file, whole; one file.
+            device: `cpu` or `cuda`.
+            threads: of one inference, on the CPU.
+            metrics: where answers are timed.
+
+        Raises:
+            ConfigError: not ONNX, external data, custom operators, another device than asked for, or a model that
+                does not fit its profile.
+        """
+        if profile.task == "segmentation":
+            raise ConfigError([f"models.{name}.profile: the embedded upstream serves no segmentation model"])
+        _refuse_foreign_parts(model, name)
+        self._name = name
+        self._profile = profile
+        self._metrics = metrics
+        self._session = _session(model, name, device, threads)
+        self._output = profile.output.name or self._session.get_outputs()[0].name
+        self._fixed_batch = self._check(name)
+
+    @property
+    def name(self) -> str:
+        """The configured name."""
+        return self._name
+
+    def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
+        """See `upstream.Upstream.predict`."""
+        started = time.perf_counter()
+        outcome = "error"
+        try:
+            pixels = _admitted(case, verdict)
+            if deadline.expired:
+                outcome = "timeout"
+                raise UpstreamError("the caller's deadline passed before the model was asked")
+            scores = self._profile.probabilities(self._run(pixels)).mean(axis=0)
+            if not np.isfinite(scores).all():
+                raise UpstreamError("the model gave scores that are not finite")
+            outcome = "ok"
+        finally:
+            self._metrics.upstream(self._name, outcome, time.perf_counter() - started)
+        return Prediction(
+            self._name, self._profile.version, self._profile.classes, tuple(scores.astype(float).tolist())
+        )
+
+    def _run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(frames, classes) as the graph gives it."""
+        parts = np.split(pixels, len(pixels)) if self._fixed_batch else [pixels]
+        try:
+            outputs = [self._session.run([self._output], {self._profile.input.name: part})[0] for part in parts]
+        except Exception as error:  # onnxruntime raises classes of its own that share no public root
+            raise UpstreamError(f"the model failed with {type(error).__name__}") from error
+        return np.concatenate(outputs).astype(np.float32, copy=False)
+
+    def _check(self, name: str) -> bool:
+        """Whether the graph takes one image at a time; refuses a graph that does not fit the profile."""
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        if list(inputs) != [self._profile.input.name]:
+            raise ConfigError([f"models.{name}.profile: input.name: the model's inputs are {sorted(inputs)}"])
+        if self._output not in [value.name for value in self._session.get_outputs()]:
+            raise ConfigError([f"models.{name}.profile: output.name: the model has no output {self._output!r}"])
+        batch = inputs[self._profile.input.name][0]
+        if isinstance(batch, int) and batch != 1:
+            raise ConfigError([f"models.{name}.model: takes {batch} images at a time; 1 or any number is needed"])
+        self._fixed_batch = isinstance(batch, int)
+        blank = np.zeros((1, self._profile.input.channels, *self._profile.input.size), np.float32)
+        try:
+            output = self._run(blank)
+        except UpstreamError as error:
+            raise ConfigError([f"models.{name}.model: {error} on a blank image of the profile's size"]) from error
+        if output.shape != (1, len(self._profile.classes)):
+            wanted = len(self._profile.classes)
+            raise ConfigError([f"models.{name}.profile: classes: {wanted} are named, the output is {output.shape}"])
+        return self._fixed_batch
+
+
+def _admitted(case: Case, verdict: Verdict) -> NDArray[np.float32]:
+    """(frames, channels, rows, columns): what the verdict lets through, and nothing else."""
+    if verdict.disposition is Disposition.ADMIT and case.image is not None:
+        return case.image.pixels
+    if (
+        verdict.disposition is Disposition.ADMIT_DENOISED
+        and case.evidence is not None
+        and case.evidence.denoised is not None
+    ):
+        return case.evidence.denoised
+    raise UpstreamError("the verdict leaves nothing that the model may be asked about")
+
+
+def _session(model: bytes, name: str, device: str, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS[device]])
+    except Exception as error:
+        raise ConfigError([f"models.{name}.model: onnxruntime refuses it with {type(error).__name__}"]) from error
+    given = session.get_providers()  # the only one that tells the truth: a missing device is no exception
+    if _PROVIDERS[device] not in given:
+        raise ConfigError([f'engine.device: "{device}" was asked for, and onnxruntime gives {", ".join(given)}'])
+    return session
+
+
+def _refuse_foreign_parts(model: bytes, name: str) -> None:
+    """A model is one file of standard operators: it names no other file, and runs no code but onnxruntime's own."""
+    where = f"models.{name}.model"
+    try:
+        proto = onnx.load_model_from_string(model)
+    except Exception as error:  # protobuf's error class differs between its implementations
+        raise ConfigError([f"{where}: not an ONNX file"]) from error
+    local = {(function.domain, function.name) for function in proto.functions}
+    graphs = [proto.graph, *(function for function in proto.functions)]
+    while graphs:
+        graph = graphs.pop()
+        tensors = list(getattr(graph, "initializer", ()))
+        tensors += [sparse.values for sparse in getattr(graph, "sparse_initializer", ())]
+        for node in graph.node:
+            if node.domain not in _STANDARD_DOMAINS and (node.domain, node.op_type) not in local:
+                raise ConfigError([f"{where}: custom operator {node.domain}.{node.op_type} is refused"])
+            for attribute in node.attribute:
+                tensors += [attribute.t, *attribute.tensors]
+                graphs += [inner for inner in (attribute.g, *attribute.graphs) if inner.node]
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in tensors):
+            raise ConfigError([f"{where}: data outside the file is refused"])

@@ -1,0 +1,30 @@
+"""The contract of an upstream: it asks the protected model about an admitted case."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gateway.case import Case
+from gateway.deadline import Deadline
+from gateway.reply import Prediction
+from gateway.verdict import Verdict
+
+
+class Upstream(Protocol):
+    """A protected model; safe to call from many threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The configured name, as in metrics."""
+
+    def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
+        """Ask the model about what was admitted: the image, or its denoised form.
+
+        Args:
+            case: an examined case.
+            verdict: of an admitting disposition; ADMIT_DENOISED sends `case.evidence.denoised`.
+            deadline: until when the caller waits.
+
+        Raises:
+            UpstreamError: no answer, or none that is a prediction.
+        """
