@@ -31,7 +31,7 @@ CREATE INDEX checkpoints_size ON checkpoints (size, id);
 CREATE TRIGGER entries_in_place BEFORE INSERT ON entries
     WHEN NEW.idx != (SELECT coalesce(max(idx) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
 CREATE TRIGGER checkpoints_in_place BEFORE INSERT ON checkpoints
-    WHEN NEW.id <= (SELECT coalesce(max(id), 0) FROM checkpoints) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
+    WHEN NEW.id IN (SELECT id FROM checkpoints) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
 """
 _APPEND_ONLY = "CREATE TRIGGER {table}_no_{word} BEFORE {word} ON {table} BEGIN SELECT RAISE(ABORT, 'append only'); END"
 
@@ -158,7 +158,7 @@ class SqliteReader:
 
     def entries(self) -> Iterator[tuple[int, object, object]]:
         """(index, body, hash) in order; after tampering body and hash may be anything."""
-        yield from self._database.execute("SELECT idx, body, hash FROM entries ORDER BY idx")
+        return self._database.execute("SELECT idx, body, hash FROM entries ORDER BY idx")
 
     def entry(self, index: int) -> tuple[int, object, object] | None:
         """(index, body, hash) of one place."""
@@ -173,7 +173,7 @@ class SqliteReader:
 
     def checkpoints(self) -> Iterator[tuple[int, object]]:
         """(size, envelope) in order of size."""
-        yield from self._database.execute("SELECT size, envelope FROM checkpoints ORDER BY size, id")
+        return self._database.execute("SELECT size, envelope FROM checkpoints ORDER BY size, id")
 
     def close(self) -> None:
         """Let go of the file."""
