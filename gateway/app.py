@@ -1,0 +1,217 @@
+"""The gateway's life: read, open, start, serve, reload, drain; in an order in which nothing is promised too early."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+from gateway import durable, telemetry
+from gateway.assembly import Plan, Records, build_service, build_upstreams, start_engine
+from gateway.audit.record import Started
+from gateway.config import Config
+from gateway.decode import Decompressor
+from gateway.decompressor import DisposableDecoder
+from gateway.engine.local import LocalEngine
+from gateway.errors import ConfigError, GatewayError
+from gateway.metrics import Metrics
+from gateway.receivers.grpc_server import GrpcReceiver
+from gateway.receivers.receiver import Gate
+from gateway.service import ProtectionService
+
+DISTRIBUTION = "scanward"
+
+_OWN_PACKAGES = ("gateway", "detectors", "signing", "lab")
+_LOOK_S = 0.5
+"""How often readiness is looked at while nothing else happens."""
+_FIXED = ("receivers", "metrics", "storage", "keys", "engine")
+"""Tables that a reload cannot change: ports, files and processes that are in use."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a reload replaces as a whole: who may call, and what their scans meet."""
+
+    plan: Plan
+    engine: LocalEngine | None
+    service: ProtectionService
+
+
+class App:
+    """One gateway process."""
+
+    def __init__(self, path: Path, *, ready_file: Path | None = None) -> None:
+        """`path`: the configuration; `ready_file` gets the addresses once calls are taken."""
+        self._path = path
+        self._ready_file = ready_file
+        self._served: Served | None = None
+        self._engines: list[LocalEngine] = []
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        (1) read the configuration and everything that it names
+        (2) open the log, the ledger, the quarantine
+        (3) start the detection worker, before any gRPC object exists
+        (4) build the routes
+        (5) listen
+        (6) say that it is ready
+        (7) serve, reading the configuration again on SIGHUP
+        (8) drain: unready first, then no new calls, then the end of those in progress, then the log's last checkpoint
+
+        Raises:
+            ConfigError: the configuration cannot be served.
+        """
+        telemetry.configure()
+        refuse_foreign_owners()
+        with self._signalled(), ExitStack() as closing:
+            plan = Plan.of(Config.load(self._path))  # (1)
+            records = Records.open(plan)  # (2)
+            closing.callback(records.close)
+            decompressor = closing.enter_context(DisposableDecoder())
+            closing.callback(self._close_engines)
+            self._serve(plan, records, decompressor)  # (3) (4)
+            metrics_address = closing.enter_context(_serving(records.metrics, plan.config.metrics.address))
+            grpc = plan.config.receivers.grpc
+            receiver = GrpcReceiver(grpc, service=self._service, gate=self._gate, spool=records.spool)
+            closing.callback(receiver.drain, grpc.drain_s_max)
+            addresses = {"grpc": receiver.start(), "http": None, "metrics": metrics_address}  # (5)
+            receiver.ready(True)
+            self._say_ready(addresses)  # (6)
+            self._until_told_to_stop(receiver, records, decompressor)  # (7)
+            _log.info("stopping")  # (8) is the stack's, in reverse
+
+    def _serve(self, plan: Plan, records: Records, decompressor: Decompressor) -> None:
+        """Build what the plan says and put it in the place of what served before; a failure changes nothing."""
+        before = self._served
+        upstreams = build_upstreams(plan, records.metrics)
+        kept = before is not None and before.plan.models == plan.models
+        engine = before.engine if before is not None and kept else start_engine(plan, records.metrics)
+        if engine is not None and not kept:
+            self._engines.append(engine)
+        service = build_service(plan, records, engine=engine, upstreams=upstreams, decompressor=decompressor)
+        settings = sha256(plan.config.model_dump_json().encode()).hexdigest()
+        records.audit.append(Started(settings, version(DISTRIBUTION))).result()
+        self._served = Served(plan, engine, service)
+        _log.info("serving", config_sha256=settings, count=len(plan.config.routes))
+        if before is not None and before.engine is not None and not kept:
+            # Calls that began before the change still wait for it, at the longest until their deadline.
+            last = threading.Timer(plan.config.receivers.grpc.call_s_max, before.engine.close)
+            last.daemon = True
+            last.start()
+
+    def _reload(self, records: Records, decompressor: Decompressor) -> None:
+        assert self._served is not None
+        try:
+            config = Config.load(self._path)
+            before = self._served.plan.config
+            if moved := [table for table in _FIXED if getattr(config, table) != getattr(before, table)]:
+                raise ConfigError([f"{table}: changes only with a restart" for table in moved])
+            self._serve(Plan.of(config), records, decompressor)
+        except ConfigError as error:
+            _log.error("reload_refused", problems=error.problems)
+        except GatewayError as error:
+            _log.error("reload_refused", problems=[str(error)])
+
+    def _until_told_to_stop(self, receiver: GrpcReceiver, records: Records, decompressor: Decompressor) -> None:
+        ready = True
+        while True:
+            with suppress(queue.Empty):
+                number = self._signals.get(timeout=_LOOK_S)
+                if number != signal.SIGHUP:
+                    return
+                self._reload(records, decompressor)
+            engine = self._served.engine if self._served is not None else None
+            if ready != (now := records.audit.healthy and (engine is None or engine.ready)):
+                ready = now
+                receiver.ready(ready)
+                _log.warning("ready_again" if ready else "not_ready")
+
+    @contextmanager
+    def _signalled(self) -> Iterator[None]:
+        """Signals go to the queue; before calls are taken, one to stop ends the start at once."""
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            if self._served is None and number != signal.SIGHUP:
+                sys.exit(0)
+            self._signals.put(number)
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _say_ready(self, addresses: dict[str, str | None]) -> None:
+        if self._ready_file is not None:
+            try:
+                durable.replace(self._ready_file, json.dumps(addresses).encode())
+            except OSError as error:
+                raise ConfigError([f"--ready-file {self._ready_file}: {error.strerror}"]) from error
+        for door, address in addresses.items():
+            if address:
+                _log.info("listening", receiver=door, address=address)
+
+    def _service(self) -> ProtectionService:
+        assert self._served is not None
+        return self._served.service
+
+    def _gate(self) -> Gate:
+        assert self._served is not None
+        return self._served.plan.gate
+
+    def _close_engines(self) -> None:
+        for engine in self._engines:
+            engine.close()
+
+
+def check(config: Config) -> None:
+    """Find whatever would keep `serve` from starting, short of ports and the detection worker; writes nothing.
+
+    Raises:
+        ConfigError: names each mistake by its key.
+    """
+    build_upstreams(Plan.of(config), Metrics())
+
+
+def refuse_foreign_owners() -> None:
+    """The import names are plain words: another distribution that owns one would be run in our place.
+
+    Raises:
+        ConfigError: names the distribution.
+    """
+    owners = packages_distributions()
+    problems = [
+        f"the package {name!r} belongs to {other} as well: uninstall it"
+        for name in _OWN_PACKAGES
+        for other in owners.get(name, ())
+        if other.lower() != DISTRIBUTION
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextmanager
+def _serving(metrics: Metrics, address: str) -> Iterator[str]:
+    server, port = metrics.serve(address)
+    try:
+        yield f"{address.rpartition(':')[0]}:{port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,337 @@
+"""Builds what serves from what is configured; whatever can be wrong is found here, before a call is taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+from gateway import documents
+from gateway.audit.log import AuditLog
+from gateway.audit.sinks import SqliteSink
+from gateway.case import Digests
+from gateway.config import Config, PolicyConfig, TrustConfig
+from gateway.decode import Decompressor
+from gateway.engine.engine import Engine
+from gateway.engine.local import LocalEngine
+from gateway.errors import ConfigError
+from gateway.keys import Keys
+from gateway.metrics import Metrics
+from gateway.pipeline import Pipeline
+from gateway.policy import ServicePolicy
+from gateway.protected import ProtectedModel
+from gateway.receipt import Notary
+from gateway.receivers.receiver import Gate
+from gateway.service import ProtectionService, Route
+from gateway.stages.denoising import DenoisingStage
+from gateway.stages.detection import DetectionStage
+from gateway.stages.preprocess import PreprocessStage
+from gateway.stages.signature import SignatureStage
+from gateway.stages.stage import Stage
+from gateway.store.ledger import Ledger
+from gateway.store.quarantine import Quarantine
+from gateway.store.spool import Spool
+from gateway.upstreams.embedded import EmbeddedUpstream
+from gateway.upstreams.upstream import Upstream
+from signing import Trust, TrustError, TrustPolicy
+
+AUDIT_LOG, CHECKPOINT, LEDGER = "audit.sqlite", "checkpoint.dsse.json", "ledger.sqlite"
+"""Files in the storage directory."""
+QUARANTINE, SPOOL = "quarantine", "spool"
+"""Folders in the storage directory."""
+
+_SECONDS_A_DAY = 86_400.0
+_SEVERITY = {"unsafe_admit": 0, "quarantine": 1, "reject": 2}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A configuration with everything it names read and checked; nothing is started and nothing written."""
+
+    config: Config
+    keys: Keys
+    gate: Gate
+    models: Mapping[str, ProtectedModel]
+    trusts: Mapping[str, Trusted]
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Read all that the configuration names.
+
+        Raises:
+            ConfigError: names each mistake by its key, as far as one does not hide another.
+        """
+        gather = _Gather()
+        keys = gather(lambda: Keys.load(config.keys))
+        gate = gather(lambda: Gate(config.sources))
+        models = {name: gather(partial(_model, config, name)) for name in config.models}
+        trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}
+        for name, route in config.routes.items():
+            if route.model is not None and (model := models[route.model]) is not None:
+                gather(partial(_check_calibration, config, name, model))
+        gather.finish()
+        assert keys is not None
+        assert gate is not None
+        return cls(
+            config,
+            keys,
+            gate,
+            {name: model for name, model in models.items() if model is not None},
+            {name: trust for name, trust in trusts.items() if trust is not None},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """A trust policy with its material, and the digest of all of it."""
+
+    trust: Trust
+    sha256: str
+    """Over the policy file and every file of the material, by role and content; names of files do not count."""
+
+    @classmethod
+    def load(cls, name: str, config: TrustConfig) -> Self:
+        """Read policy and material; raises `ConfigError`."""
+        try:
+            # The service must say what becomes of unsigned scans; the strict default is for the command line.
+            policy = TrustPolicy.load(config.policy, mandatory=frozenset({"unsigned"}))
+            trust = Trust.load(policy, config.roots, config.intermediates, config.crls, config.ocsp)
+        except TrustError as error:
+            raise ConfigError([f"trust.{name}: {error}"]) from error
+        roles = {
+            "policy": (config.policy,),
+            "roots": config.roots,
+            "intermediates": config.intermediates,
+            "crls": config.crls,
+            "ocsp": config.ocsp,
+        }
+        digests = {role: sorted(_digests(paths)) for role, paths in roles.items()}
+        return cls(trust, hashlib.sha256(documents.canonical(digests)).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What outlives a reload: the log, the answers given, the scans held, and the metrics."""
+
+    metrics: Metrics
+    audit: AuditLog
+    ledger: Ledger
+    quarantine: Quarantine
+    spool: Spool
+    notary: Notary
+
+    @classmethod
+    def open(cls, plan: Plan) -> Self:
+        """Open or create all of it under the storage directory; raises `ConfigError`."""
+        storage, keys, metrics = plan.config.storage, plan.keys, Metrics()
+        root = storage.directory
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError([f"storage.directory: {root}: {error.strerror}"]) from error
+        audit = AuditLog(
+            SqliteSink(root / AUDIT_LOG),
+            keys.checkpoint,
+            metrics=metrics,
+            checkpoint_file=root / CHECKPOINT,
+            retired=keys.retired_checkpoints,
+        )
+        try:
+            return cls(
+                metrics,
+                audit,
+                Ledger(
+                    root / LEDGER, rows_max=storage.ledger_rows_max, age_s_max=storage.ledger_days_max * _SECONDS_A_DAY
+                ),
+                Quarantine(
+                    root / QUARANTINE,
+                    keys.quarantine,
+                    name_key=keys.quarantine_names,
+                    bytes_max=storage.quarantine_bytes_max,
+                    metrics=metrics,
+                ),
+                Spool(
+                    root / SPOOL,
+                    bytes_max_per_object=plan.config.receivers.grpc.object_bytes_max,
+                    bytes_max_total=storage.spool_bytes_max,
+                ),
+                Notary(keys.receipt),
+            )
+        except ConfigError:
+            audit.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of what is on disk, last of the log, with a checkpoint over its end."""
+        self.ledger.close()
+        self.quarantine.close()
+        self.audit.close()
+
+
+def start_engine(plan: Plan, metrics: Metrics) -> LocalEngine | None:
+    """Start the detection worker and wait for it; None where no model needs one. Raises `ConfigError`."""
+    if not plan.models:
+        return None
+    assert plan.config.engine is not None
+    engine = LocalEngine(tuple(plan.models.values()), plan.config.engine, metrics)
+    engine.start()
+    return engine
+
+
+def build_upstreams(plan: Plan, metrics: Metrics) -> Mapping[str, Upstream]:
+    """The protected models that answer here, by name; loads each and asks it once. Raises `ConfigError`."""
+    wanted = {route.model for route in plan.config.routes.values() if route.upstream == "embedded"}
+    upstreams: dict[str, Upstream] = {}
+    for name, model in plan.models.items():
+        if name in wanted:
+            assert plan.config.engine is not None
+            upstreams[name] = EmbeddedUpstream(
+                name,
+                model.profile,
+                model.onnx,
+                device=plan.config.engine.device,
+                threads=plan.config.engine.threads,
+                metrics=metrics,
+            )
+    return upstreams
+
+
+def build_service(
+    plan: Plan,
+    records: Records,
+    *,
+    engine: Engine | None,
+    upstreams: Mapping[str, Upstream],
+    decompressor: Decompressor,
+) -> ProtectionService:
+    """The service with a pipeline, a policy and an upstream for each route."""
+    routes = {}
+    for name, configured in plan.config.routes.items():
+        policy = effective_policy(plan, name)
+        stages = _stages(plan, name, policy, metrics=records.metrics, engine=engine, decompressor=decompressor)
+        routes[name] = Route(
+            name,
+            Pipeline(stages, records.metrics),
+            ServicePolicy(policy),
+            upstreams[configured.model] if configured.model and configured.upstream == "embedded" else None,
+            _digests_of(plan, name, policy),
+        )
+    return ProtectionService(
+        routes,
+        ledger=records.ledger,
+        audit=records.audit,
+        quarantine=records.quarantine,
+        notary=records.notary,
+        metrics=records.metrics,
+        clock=lambda: datetime.now(UTC),
+    )
+
+
+def effective_policy(plan: Plan, route: str) -> PolicyConfig:
+    """The service policy that a route is judged by.
+
+    The trust policy and the service policy both say what becomes of an unsigned scan; the worse of the two words
+    holds, so that an unsigned scan is admitted only where both admit it. Without a model nothing is detected.
+    """
+    configured = plan.config.routes[route]
+    policy = plan.config.policy_of(route)
+    words = (policy.signature.unsigned, plan.trusts[configured.trust].trust.policy.unsigned)
+    signature = policy.signature.model_copy(update={"unsigned": max(words, key=_SEVERITY.__getitem__)})
+    detection = policy.detection if configured.model is not None else None
+    return policy.model_copy(update={"signature": signature, "detection": detection})
+
+
+def _stages(
+    plan: Plan,
+    route: str,
+    policy: PolicyConfig,
+    *,
+    metrics: Metrics,
+    engine: Engine | None,
+    decompressor: Decompressor,
+) -> tuple[Stage, ...]:
+    configured = plan.config.routes[route]
+    signature = SignatureStage(plan.trusts[configured.trust].trust, metrics)
+    if configured.model is None:
+        return (signature,)
+    assert engine is not None
+    assert policy.detection is not None
+    model, rate, grey_p = plan.models[configured.model], policy.detection.false_positive_rate, policy.detection.grey_p
+    stages: tuple[Stage, ...] = (
+        signature,
+        PreprocessStage(model.name, model.profile, decompressor),
+        DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p),
+    )
+    if grey_p is None:
+        return stages
+    return (*stages, DenoisingStage(model.profile, false_positive_rate=rate, grey_p=grey_p))
+
+
+def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:
+    configured = plan.config.routes[route]
+    model = plan.models[configured.model] if configured.model is not None else None
+    return Digests(
+        model=model.model_sha256 if model else "",
+        profile=model.profile.sha256 if model else "",
+        artefact=model.artefact_sha256 if model else "",
+        policy=hashlib.sha256(documents.canonical(policy.model_dump(mode="json"))).hexdigest(),
+        trust=plan.trusts[configured.trust].sha256,
+    )
+
+
+def _model(config: Config, name: str) -> ProtectedModel:
+    if config.trust.artefacts is None:
+        raise ConfigError(["trust.artefacts: required, because there are models"])
+    return ProtectedModel.load(name, config.models[name], config.trust.artefacts)
+
+
+def _check_calibration(config: Config, route: str, model: ProtectedModel) -> None:
+    """A rate that the detectors were not calibrated for would be a promise that nobody measured."""
+    own = config.routes[route].policy is not None
+    where = f"routes.{route}.policy.detection" if own else "policy.detection"
+    detection = config.policy_of(route).detection
+    if detection is None:
+        return  # named by its key when the file was read
+    if detection.false_positive_rate < model.false_positive_rate:
+        raise ConfigError(
+            [
+                f"{where}.false_positive_rate: not calibrated: the detectors of models.{model.name} were fitted for "
+                f"{model.false_positive_rate:g}, and {detection.false_positive_rate:g} is asked for"
+            ]
+        )
+    if detection.denoise == "if_agree" and not json.loads(model.manifest).get("denoisers"):
+        raise ConfigError([f'{where}.denoise: "if_agree", and the artefact of models.{model.name} has no denoiser'])
+
+
+def _digests(paths: tuple[Path, ...]) -> Iterator[str]:
+    """SHA-256 of each file, folders entered."""
+    for path in paths:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                yield hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class _Gather:
+    """Runs several loads and keeps what each of them finds wrong, so that one run names it all."""
+
+    def __init__(self) -> None:
+        self._problems: list[str] = []
+
+    def __call__(self, load: Callable[[], T]) -> T | None:
+        try:
+            return load()
+        except ConfigError as error:
+            self._problems += error.problems
+            return None
+
+    def finish(self) -> None:
+        if self._problems:
+            raise ConfigError(list(dict.fromkeys(self._problems)))

@@ -1,0 +1,79 @@
+"""The gateway's own private keys, read from their files and checked (architecture 5.8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
+from gateway.config import KeysConfig
+from gateway.errors import ConfigError
+
+KEY_BYTES = 32
+"""Of the quarantine's key: AES-256."""
+
+_NAMES_INFO = b"scanward quarantine names v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The gateway's private keys, read and checked."""
+
+    receipt: Ed25519PrivateKey
+    checkpoint: Ed25519PrivateKey
+    retired_checkpoints: tuple[Ed25519PublicKey, ...]
+    quarantine: bytes
+
+    @classmethod
+    def load(cls, config: KeysConfig) -> Self:
+        """Read them; raises `ConfigError`."""
+        keys = cls(
+            _signing_key("keys.receipt", config.receipt),
+            _signing_key("keys.checkpoint", config.checkpoint),
+            tuple(_public_key("keys.retired_checkpoints", path) for path in config.retired_checkpoints),
+            _secret("keys.quarantine", config.quarantine),
+        )
+        if keys.receipt.private_bytes_raw() == keys.checkpoint.private_bytes_raw():
+            raise ConfigError(["keys.checkpoint: must be another key than keys.receipt"])
+        return keys
+
+    @property
+    def quarantine_names(self) -> bytes:
+        """Names held scans; derived, so that it is one key less to keep. A new quarantine key begins new names."""
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_NAMES_INFO).derive(self.quarantine)
+
+
+def _signing_key(key: str, path: Path) -> Ed25519PrivateKey:
+    try:
+        private = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError([f"{key}: {path}: not an unencrypted PEM private key"]) from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise ConfigError([f"{key}: {path}: not an Ed25519 key"])
+    return private
+
+
+def _public_key(key: str, path: Path) -> Ed25519PublicKey:
+    try:
+        public = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError([f"{key}: {path}: not a PEM public key"]) from error
+    if not isinstance(public, Ed25519PublicKey):
+        raise ConfigError([f"{key}: {path}: not an Ed25519 key"])
+    return public
+
+
+def _secret(key: str, path: Path) -> bytes:
+    try:
+        secret = bytes.fromhex(path.read_text("ascii").strip())
+    except (OSError, ValueError):
+        raise ConfigError([f"{key}: {path}: not {KEY_BYTES} bytes in hexadecimal"]) from None
+    if len(secret) != KEY_BYTES:
+        raise ConfigError([f"{key}: {path}: {len(secret)} bytes, not {KEY_BYTES}"])
+    return secret
