@@ -59,7 +59,7 @@ class Notary:
                 "decidedBy": {name: {"sha256": digest} for name, digest in asdict(case.digests).items() if digest},
             },
         }
-        return Receipt(envelope.seal(PAYLOAD_TYPE, documents.canonical(statement), self._key))
+        return Receipt(envelope.seal(documents.canonical(statement), PAYLOAD_TYPE, self._key))
 
 
 def verify_receipt(sealed: bytes, keys: Sequence[Ed25519PublicKey]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def verify_receipt(sealed: bytes, keys: Sequence[Ed25519PublicKey]) -> dict[str,
         ReceiptError: no key signed it, or it is signed and is not a receipt.
     """
     try:
-        statement: dict[str, Any] = json.loads(envelope.open_envelope(sealed, PAYLOAD_TYPE, keys))
+        statement: dict[str, Any] = json.loads(envelope.open_envelope(sealed, keys, PAYLOAD_TYPE))
     except EnvelopeError as error:
         raise ReceiptError(str(error)) from None
     except ValueError:

@@ -75,12 +75,12 @@ class Checkpoint:
     def sign(self, key: Ed25519PrivateKey) -> bytes:
         """The DSSE envelope (JSON) that carries it."""
         document = {"origin": self.origin, "size": self.size, "root": self.root, "time": self.time}
-        return envelope.seal(CHECKPOINT_TYPE, documents.canonical(document), key)
+        return envelope.seal(documents.canonical(document), CHECKPOINT_TYPE, key)
 
     @classmethod
     def open(cls, sealed: bytes, keys: Sequence[Ed25519PublicKey]) -> Checkpoint:
         """Read an envelope; raises EnvelopeError where none of `keys` signed it or it is no checkpoint."""
-        payload = envelope.open_envelope(sealed, CHECKPOINT_TYPE, keys)
+        payload = envelope.open_envelope(sealed, keys, CHECKPOINT_TYPE)
         try:
             document = json.loads(payload)
             origin, size, root, time = (document[name] for name in ("origin", "size", "root", "time"))

@@ -91,13 +91,13 @@ def test_another_keys_receipt_is_refused(make_case):
 )
 def test_a_signed_thing_that_is_no_receipt_is_refused(payload):
     with pytest.raises(ReceiptError):
-        verify_receipt(envelope.seal(PAYLOAD_TYPE, payload, KEY), KEYS)
+        verify_receipt(envelope.seal(payload, PAYLOAD_TYPE, KEY), KEYS)
 
 
 def test_a_signed_thing_of_another_type_is_refused():
     """An audit checkpoint signed by mistake with the receipt key is still no receipt."""
     with pytest.raises(ReceiptError):
-        verify_receipt(envelope.seal("application/vnd.scanward.audit-checkpoint+json", b"{}", KEY), KEYS)
+        verify_receipt(envelope.seal(b"{}", "application/vnd.scanward.audit-checkpoint+json", KEY), KEYS)
 
 
 def test_the_signature_checks_with_nothing_but_the_dsse_specification(make_case):
