@@ -2,9 +2,12 @@
 
 from signing.elements import Elements, Limits, read
 from signing.errors import DicomError, EnvelopeError, SignatureError, SignError, SigningError, TrustError
+from signing.files import FileVerdict, verify_file, verify_paths
 from signing.policy import AllowedSigner, Binding, TrustPolicy
 from signing.reasons import Reason
-from signing.report import Outcome, SignatureReport, Signer, VerifiedSignature
+from signing.report import Identity, Outcome, SignatureReport, VerifiedSignature
+from signing.sign import TimestampAuthority, sign
+from signing.signers import FileSigner, Signer
 from signing.trust import Trust
 from signing.verify import Source, verify
 from signing.view import VerifiedView
@@ -15,6 +18,9 @@ __all__ = [
     "DicomError",
     "Elements",
     "EnvelopeError",
+    "FileSigner",
+    "FileVerdict",
+    "Identity",
     "Limits",
     "Outcome",
     "Reason",
@@ -24,11 +30,15 @@ __all__ = [
     "Signer",
     "SigningError",
     "Source",
+    "TimestampAuthority",
     "Trust",
     "TrustError",
     "TrustPolicy",
     "VerifiedSignature",
     "VerifiedView",
     "read",
+    "sign",
     "verify",
+    "verify_file",
+    "verify_paths",
 ]

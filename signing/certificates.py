@@ -140,7 +140,7 @@ def algorithm(certificate: x509.Certificate) -> str:
     except (ValueError, UnsupportedAlgorithm):
         return "unknown"
     if isinstance(key, rsa.RSAPublicKey):
-        return f"{'RSASSA-PSS' if _is_pss(certificate) else 'RSA'}-{key.key_size}"
+        return f"{'RSASSA-PSS' if is_pss(certificate) else 'RSA'}-{key.key_size}"
     if isinstance(key, ec.EllipticCurvePublicKey):
         return {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}.get(key.curve.name, key.curve.name)
     return type(key).__name__.removesuffix("PublicKey").lstrip("_")
@@ -178,7 +178,7 @@ def verify_digest(certificate: x509.Certificate, signature: bytes, digest: bytes
             return
         algorithm_of_hash = _HASHES[mac]
         scheme: padding.AsymmetricPadding = padding.PKCS1v15()
-        if _is_pss(certificate):
+        if is_pss(certificate):
             scheme = padding.PSS(padding.MGF1(algorithm_of_hash), padding.PSS.AUTO)
         key.verify(signature, digest, scheme, utils.Prehashed(algorithm_of_hash))
     elif isinstance(key, ec.EllipticCurvePublicKey):
@@ -186,6 +186,11 @@ def verify_digest(certificate: x509.Certificate, signature: bytes, digest: bytes
         key.verify(signature, digest, ec.ECDSA(utils.Prehashed(same_size)))
     else:
         raise UnsupportedAlgorithm("neither RSA nor ECDSA")
+
+
+def hash_of(mac: str) -> hashes.HashAlgorithm:
+    """The hash of a MAC Algorithm; KeyError for one that is not among those that new signatures may use."""
+    return _HASHES[mac]
 
 
 def signature_value(certificate: x509.Certificate, stored: bytes) -> bytes:
@@ -201,7 +206,8 @@ def load_certificates(pem_or_der: bytes) -> Iterator[x509.Certificate]:
         yield x509.load_der_x509_certificate(pem_or_der)
 
 
-def _is_pss(certificate: x509.Certificate) -> bool:
+def is_pss(certificate: x509.Certificate) -> bool:
+    """The key is for RSASSA-PSS alone."""
     return certificate.public_key_algorithm_oid.dotted_string == _RSASSA_PSS
 
 

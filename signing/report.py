@@ -26,7 +26,7 @@ CHECKS = ("crypto", "coverage", "signer", "chain", "revocation", "timestamp", "b
 
 
 @dataclass(frozen=True, slots=True)
-class Signer:
+class Identity:
     """Whose key signed."""
 
     subject: str
@@ -51,7 +51,7 @@ class SignatureReport:
     """The most demanding profile that its coverage satisfies."""
     purpose: int | None
     """Digital Signature Purpose, a code of ASTM-sigpurpose."""
-    signer: Signer | None
+    signer: Identity | None
     algorithm: str
     """The key's, such as `RSA-3072`."""
     mac: str
@@ -116,7 +116,7 @@ class VerifiedSignature:
         return self.report.profile
 
     @property
-    def signer(self) -> Signer:
+    def signer(self) -> Identity:
         """Whose key signed."""
         assert self.report.signer is not None
         return self.report.signer

@@ -15,7 +15,7 @@ from signing.mac import TIMESTAMP, TIMESTAMP_TYPE, Examined, Examiner, locate
 from signing.policy import AllowedSigner, Binding
 from signing.profiles import profiles, strongest
 from signing.reasons import Reason
-from signing.report import CHECKS, Outcome, SignatureReport, Signer, VerifiedSignature, checks_not_run, worst
+from signing.report import CHECKS, Identity, Outcome, SignatureReport, VerifiedSignature, checks_not_run, worst
 from signing.timestamp import CLOCK_SKEW, Token, TokenError, read_token
 from signing.trust import Problem, Trust, is_timestamping_only
 from signing.view import VerifiedView, require_matching_meta
@@ -246,7 +246,7 @@ class _Judge:
         signer = None
         if certificate is not None:
             subject, issuer = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
-            signer = Signer(subject, issuer, fingerprint(certificate))
+            signer = Identity(subject, issuer, fingerprint(certificate))
         return SignatureReport(
             path=found.located.path,
             uid=found.uid,
