@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from pydicom.pixels.decoders import get_decoder
+from pydicom.pixels import get_decoder
 
 _MEMORY_BEYOND_PIXELS = 256 << 20
 _PIXEL_COPIES = 5

@@ -56,6 +56,7 @@ class DisposableDecoder:
             target = _shared(stack, pixel_format.byte_length)
             reply = self._ask(stack, pixel_format, transfer_syntax, source, target)
             if reply is None:
+                self._require_standing_by()
                 detail = f"the decoder was stopped: it crashed, or took more than its memory or {self._seconds_max:g} s"
                 raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
             if reply:
@@ -132,6 +133,12 @@ class DisposableDecoder:
                 )
             self._control = ours
         return self._control
+
+    def _require_standing_by(self) -> None:
+        """An object may only be blamed for its own process, not where the one that forks has gone too."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError("the decoders' process has gone")
 
     def _dismiss(self) -> None:
         if self._control is not None:
