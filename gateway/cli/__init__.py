@@ -67,8 +67,10 @@ class _Commands(click.Group):
             raise CannotRun("\n  ".join(["the configuration cannot be served:", *error.problems])) from error
         except GatewayError as error:
             raise CannotRun(str(error)) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except OSError as error:
+            raise CannotRun(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
         except Exception:
             traceback.print_exc()
             sys.exit(CannotRun.exit_code)
