@@ -51,6 +51,8 @@ class Pipeline:
             after = stage.run(case, deadline)
             if len(after.findings) != len(case.findings) + 1 or after.findings[:-1] != case.findings:
                 raise RuntimeError(f"stage {stage.name} must add exactly one finding")
+            if after.findings[-1].stage != stage.name:
+                raise RuntimeError(f"stage {stage.name} must speak in its own name")
         except Exception as error:  # whatever it raised: a stage that crashes must not read as a pass
             _log.error("stage_crashed", stage=stage.name, error=type(error).__name__, scan_sha256=case.scan.sha256)
             detail = f"the stage failed with {type(error).__name__}"

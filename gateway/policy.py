@@ -78,8 +78,10 @@ class ServicePolicy:
     def _grey(self, finding: Finding, findings: Sequence[Finding]) -> _Judgement | None:
         """Between the two p-values, the denoised image goes on if it is read as the raw one is (architecture 5.6)."""
         detection = self.settings.detection
-        if detection is None or finding.p_value is None:
+        if detection is None or finding.p_value is None or not 0.0 < finding.p_value <= 1.0:  # NaN is none of these
             return _Judgement(Disposition.REJECT, GatewayReason.NOT_CALIBRATED)
+        if finding.p_value <= detection.false_positive_rate:  # whatever the stage called it
+            return _Judgement(_DISPOSITION[detection.suspect], GatewayReason.SUSPECT)
         if detection.denoise == "never" or detection.grey_p is None or finding.p_value > detection.grey_p:
             return None
         agreed = any(other.stage == DENOISING and other.outcome is Outcome.PASSED for other in findings)

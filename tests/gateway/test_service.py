@@ -1,0 +1,293 @@
+"""Nothing leaves before it is recorded, nothing is answered that is not on disk, and nobody is answered twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway import documents
+from gateway.audit.log import AuditLog
+from gateway.audit.sinks import SqliteSink
+from gateway.audit.verify import export_jsonl, verify
+from gateway.case import Case
+from gateway.config import DetectionPolicy, PolicyConfig, SignaturePolicy
+from gateway.deadline import Deadline
+from gateway.errors import AuditError, Overloaded, ScanError, UpstreamError
+from gateway.finding import Finding, GatewayReason, Outcome
+from gateway.metrics import Metrics
+from gateway.pipeline import Pipeline
+from gateway.policy import ServicePolicy
+from gateway.receipt import Notary, verify_receipt
+from gateway.reply import Prediction, Reply
+from gateway.service import ProtectionService, Route
+from gateway.store.ledger import Ledger
+from gateway.store.quarantine import Quarantine
+from gateway.verdict import Disposition, Verdict
+from signing import Reason
+
+RECEIPT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01")
+PREDICTION = Prediction("ct", "1", ("clear", "nodule"), (0.25, 0.75))
+SETTINGS = PolicyConfig(
+    indeterminate="quarantine",
+    unexaminable="quarantine",
+    signature=SignaturePolicy(failed="reject", unsigned="unsafe_admit", stripped="reject"),
+    detection=DetectionPolicy(false_positive_rate=0.01, suspect="quarantine", denoise="never"),
+)
+
+
+@dataclass
+class FirstByte:
+    """A stage that finds what the scan's first byte says, so that a test chooses the disposition by the bytes."""
+
+    name: str = "signature"
+    requires: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+    examined: list[str] = field(default_factory=list)
+
+    def run(self, case: Case, deadline: Deadline) -> Case:
+        self.examined.append(case.scan.sha256)
+        finding = {
+            b"a": Finding(self.name, Outcome.PASSED, Reason.OK),
+            b"u": Finding(self.name, Outcome.FAILED, Reason.UNSIGNED),
+            b"r": Finding(self.name, Outcome.FAILED, Reason.MAC_MISMATCH),
+            b"q": Finding(self.name, Outcome.INDETERMINATE, GatewayReason.NO_PIXEL_DATA),
+            b"t": Finding(self.name, Outcome.INDETERMINATE, GatewayReason.TIMEOUT),
+        }[bytes(case.scan.data[:1])]
+        return case.with_finding(finding)
+
+
+@dataclass
+class Model:
+    """An upstream that looks into the log at the moment it is asked."""
+
+    log: Path
+    name: str = "ct"
+    seen: list[list[str]] = field(default_factory=list)
+    fails: bool = False
+
+    def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
+        self.seen.append(_kinds(self.log))
+        if self.fails:
+            raise UpstreamError("the model did not answer")
+        return PREDICTION
+
+
+class Sink(SqliteSink):
+    """The real sink, which can be told to fail from the n-th commit on."""
+
+    commits_left: float = float("inf")
+
+    def append(self, entries):
+        if self.commits_left <= 0:
+            raise AuditError("the audit log cannot be written: OSError")
+        self.commits_left -= 1
+        super().append(entries)
+
+
+@dataclass
+class House:
+    """A whole service, real but for the stage and the model."""
+
+    service: ProtectionService
+    stage: FirstByte
+    model: Model
+    sink: Sink
+    audit: AuditLog
+    quarantine: Quarantine
+    log: Path
+    metrics: Metrics
+    make_scan: Callable
+
+    def protect(self, data: bytes, **options) -> Reply:
+        return self.service.protect(self.make_scan(data, **options), Deadline.after(30.0))
+
+
+@pytest.fixture
+def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]:
+    metrics, log = Metrics(), tmp_path / "audit.db"
+    sink = Sink(log)
+    audit = AuditLog(sink, checkpoint_key, metrics=metrics, checkpoint_file=tmp_path / "checkpoint.json")
+    ledger = Ledger(tmp_path / "ledger.db", rows_max=1000, age_s_max=3600.0)
+    quarantine = Quarantine(tmp_path / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 20, metrics=metrics)
+    stage, model = FirstByte(), Model(log)
+    pipeline, policy = Pipeline([stage], metrics), ServicePolicy(SETTINGS)
+    service = ProtectionService(
+        {
+            "ct": Route("ct", pipeline, policy, model, digests),
+            "archive": Route("archive", pipeline, policy, None, digests),
+            "empty": Route("empty", Pipeline([], metrics), policy, model, digests),
+        },
+        ledger=ledger,
+        audit=audit,
+        quarantine=quarantine,
+        notary=Notary(RECEIPT_KEY),
+        metrics=metrics,
+        clock=lambda: datetime(2026, 5, 4, tzinfo=UTC),
+    )
+    yield House(service, stage, model, sink, audit, quarantine, log, metrics, make_scan)
+    audit.close()
+    ledger.close()
+    quarantine.close()
+
+
+def _records(log: Path) -> list[dict]:
+    out = io.StringIO()
+    export_jsonl(log, out)
+    return [json.loads(line)["record"] for line in out.getvalue().splitlines()]
+
+
+def _kinds(log: Path) -> list[str]:
+    return [record["kind"] for record in _records(log)]
+
+
+def test_the_decision_is_durable_before_the_model_is_asked(house):
+    house.protect(b"a scan")
+    assert house.model.seen == [["decided"]]
+    assert _kinds(house.log) == ["decided", "answered"]
+
+
+def test_an_admitted_scan_is_answered_with_prediction_receipt_and_place(house):
+    reply = house.protect(b"a scan")
+    assert (reply.verdict.disposition, reply.prediction, reply.place) == (Disposition.ADMIT, PREDICTION, 1)
+    predicate = verify_receipt(reply.receipt.envelope, [RECEIPT_KEY.public_key()])["predicate"]
+    assert predicate["prediction"] == {"sha256": PREDICTION.sha256}
+    assert predicate["examination"]["sha256"] == documents.examination_sha256(reply.findings, reply.verdict)
+    decided, answered = _records(house.log)
+    assert decided["examination_sha256"] == predicate["examination"]["sha256"]
+    assert answered["receipt_sha256"] == reply.receipt.sha256
+
+
+def test_a_held_scan_is_on_disk_and_the_model_is_not_asked(house):
+    reply = house.protect(b"q scan")
+    assert (reply.verdict.disposition, reply.prediction) == (Disposition.QUARANTINE, None)
+    predicate = verify_receipt(reply.receipt.envelope, [RECEIPT_KEY.public_key()])["predicate"]
+    assert b"".join(house.quarantine.read(predicate["quarantineId"])) == b"q scan"
+    assert house.model.seen == []
+
+
+def test_a_rejected_scan_is_recorded_and_goes_nowhere(house):
+    reply = house.protect(b"r scan")
+    assert (reply.verdict.disposition, reply.prediction) == (Disposition.REJECT, None)
+    assert (house.model.seen, list(house.quarantine.list())) == ([], [])
+    assert _kinds(house.log) == ["decided", "answered"]
+
+
+def test_an_empty_chain_admits_nothing(house):
+    assert house.protect(b"a scan", route="empty").verdict.disposition is Disposition.REJECT
+    assert house.model.seen == []
+
+
+def test_a_route_without_a_model_answers_with_the_verdict(house):
+    reply = house.protect(b"a scan", route="archive")
+    assert (reply.verdict.disposition, reply.prediction) == (Disposition.ADMIT, None)
+
+
+def test_without_a_durable_decision_nothing_is_asked_held_or_answered(house):
+    house.sink.commits_left = 0
+    for data in (b"a scan", b"q scan"):
+        with pytest.raises(AuditError):
+            house.protect(data)
+    assert (house.model.seen, list(house.quarantine.list()), _kinds(house.log)) == ([], [], [])
+
+
+def test_without_a_durable_answer_nothing_is_answered_or_remembered(house):
+    house.sink.commits_left = 1
+    with pytest.raises(AuditError):
+        house.protect(b"a scan")
+    assert _kinds(house.log) == ["decided"]
+    house.sink.commits_left = float("inf")
+    assert house.protect(b"a scan").prediction == PREDICTION
+    assert len(house.stage.examined) == 2
+
+
+def test_a_model_that_does_not_answer_is_recorded_and_may_be_asked_again(house):
+    house.model.fails = True
+    with pytest.raises(UpstreamError):
+        house.protect(b"a scan")
+    assert _kinds(house.log) == ["decided", "failed"]
+    house.model.fails = False
+    assert house.protect(b"a scan").prediction == PREDICTION
+
+
+def test_a_full_quarantine_acknowledges_nothing(house):
+    with pytest.raises(Overloaded):
+        house.protect(b"q" + bytes(2 << 20))
+    assert _kinds(house.log) == ["decided"]
+
+
+def test_the_same_scan_gets_the_same_answer_and_is_examined_once(house):
+    first = house.protect(b"a scan")
+    assert house.protect(b"a scan") == first
+    assert (len(house.stage.examined), len(house.model.seen)) == (1, 1)
+    assert _kinds(house.log) == ["decided", "answered"]
+
+
+def test_a_timeout_is_answered_and_not_remembered(house):
+    assert house.protect(b"t scan").verdict.disposition is Disposition.QUARANTINE
+    house.protect(b"t scan")
+    assert len(house.stage.examined) == 2
+
+
+def test_many_callers_with_one_scan_ask_the_model_once(house):
+    together = threading.Barrier(8)
+
+    def call(_: int) -> Reply:
+        together.wait()
+        return house.protect(b"a scan")
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(call, range(8)))
+    assert len({reply.receipt.sha256 for reply in replies}) == 1
+    assert len(house.model.seen) == 1
+
+
+def test_many_scans_at_once_are_each_decided_and_answered_once(house, checkpoint_key):
+    scans = [b"aqru"[number % 4 : number % 4 + 1] + str(number).encode() for number in range(64)]
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(house.protect, scans))
+    house.audit.close()
+    records = _records(house.log)
+    for kind in ("decided", "answered"):
+        recorded = [record["scan_sha256"] for record in records if record["kind"] == kind]
+        assert sorted(recorded) == sorted(reply.scan_sha256 for reply in replies)
+    for reply in replies:
+        assert records[reply.place]["receipt_sha256"] == reply.receipt.sha256
+    assert verify(house.log, [checkpoint_key.public_key()]).ok
+
+
+def test_an_unknown_route_is_the_callers_mistake(house):
+    with pytest.raises(ScanError, match="no such route"):
+        house.protect(b"a scan", route="elsewhere")
+    assert _kinds(house.log) == []
+
+
+def test_a_refused_call_is_recorded(house):
+    place = house.service.refuse(ScanError("the object is too large"), receiver="grpc", source="anonymous")
+    assert _records(house.log)[place] | {"at": None} == {
+        "schema": 1,
+        "kind": "refused",
+        "at": None,
+        "receiver": "grpc",
+        "source": "anonymous",
+        "error": "ScanError",
+        "detail": "the object is too large",
+    }
+
+
+def test_answers_and_unsafe_admissions_are_counted(house):
+    house.protect(b"a scan")
+    house.protect(b"u scan")
+    value = house.metrics.registry.get_sample_value
+    labels = {"receiver": "grpc", "modality": "other", "disposition": "admit"}
+    assert value("scanward_scans_total", labels) == 2
+    assert value("scanward_unsafe_admissions_total", {"setting": "signature.unsigned"}) == 1
+    assert value("scanward_audit_records_total") == 4
