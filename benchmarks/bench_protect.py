@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from lab.demo.material import BUNDLED, drawn
 from lab.demo.site import build, serving
 from load import Load, Server, drive
 from report import Table, Target, hand_back
+from signing import sign
 from signing.testing import Hospital
 
 ROUNDS = 3
@@ -166,13 +168,14 @@ def _slices(directory: Path, hospital: Hospital, count: int) -> list[Path]:
     """Signed CT slices of 512 x 512, no two alike."""
     noise = np.random.default_rng(0)
     drawn_slices = [phantoms.draw(seed) for seed in phantoms.seeds("test", DRAWN)]
+    signer = hospital.signer("ct")
     paths = []
     for number in range(count):
         phantom = drawn_slices[number % DRAWN]
         lowest = noise.integers(0, 2, phantom.pixels.shape, dtype=np.uint16)
         scan = phantoms.to_dicom(replace(phantom, pixels=phantom.pixels & np.uint16(0xFFFE) | lowest))
         path = directory / f"{number:04d}.dcm"
-        path.write_bytes(hospital.sign(scan))
+        path.write_bytes(sign(scan, signer=signer, at=datetime.now(UTC)))
         paths.append(path)
     return paths
 
