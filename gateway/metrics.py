@@ -7,15 +7,16 @@ a fixed list, so that no sender can add a series, and none can carry patient dat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Protocol
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway.errors import ConfigError
+from gateway.finding import Finding
+from gateway.verdict import Verdict
 
 SIGNATURE_PROFILES = frozenset({"base", "creator", "authorization", "sr", "sr-verified", "inference", "none"})
 """Values of `required_profile` in a trust policy that may become a label; anything else is `other`."""
@@ -24,50 +25,6 @@ _P_VALUE_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PROTECT_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-
-
-class FindingLike(Protocol):
-    """What is counted of a `Finding`, which lives a layer above."""
-
-    @property
-    def stage(self) -> str:
-        """Name of the stage."""
-
-    @property
-    def outcome(self) -> str:
-        """One of `finding.Outcome`."""
-
-    @property
-    def reason(self) -> str:
-        """One of the reasons that the code knows."""
-
-    @property
-    def p_values(self) -> Mapping[str, float]:
-        """p-value of each detector by name."""
-
-    @property
-    def seconds(self) -> float:
-        """Wall time; 0 where the stage did not run."""
-
-
-class DispositionLike(Protocol):
-    """What is counted of a `Disposition`."""
-
-    @property
-    def label(self) -> str:
-        """Lower-case name."""
-
-
-class VerdictLike(Protocol):
-    """What is counted of a `Verdict`."""
-
-    @property
-    def disposition(self) -> DispositionLike:
-        """What happens to the scan."""
-
-    @property
-    def unsafe(self) -> tuple[str, ...]:
-        """Settings without which the scan would not have been admitted."""
 
 
 class Metrics:
@@ -142,7 +99,7 @@ class Metrics:
 
     # -- scans --
 
-    def found(self, finding: FindingLike) -> None:
+    def found(self, finding: Finding) -> None:
         """Count one stage's finding, its time, and each detector's p-value."""
         self._findings.labels(finding.stage, str(finding.outcome), str(finding.reason)).inc()
         if finding.seconds > 0.0:
@@ -150,7 +107,7 @@ class Metrics:
         for detector, p_value in finding.p_values.items():
             self._p_value.labels(detector).observe(p_value)
 
-    def answered(self, receiver: str, modality: str, verdict: VerdictLike, seconds: float) -> None:
+    def answered(self, receiver: str, modality: str, verdict: Verdict, seconds: float) -> None:
         """Count one answered scan, and each unsafe setting that let it by; `modality` as `Scan.modality` bounds it."""
         disposition = verdict.disposition.label
         self._scans.labels(receiver, modality, disposition).inc()

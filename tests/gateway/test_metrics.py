@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from dataclasses import dataclass, field
 
 import pytest
 
 from gateway.errors import ConfigError
+from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
+from gateway.verdict import Disposition, Verdict
+from signing import Reason
 
 
-@dataclass(frozen=True)
-class _Finding:
-    stage: str = "detection"
-    outcome: str = "passed"
-    reason: str = "ok"
-    p_values: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.25
-
-
-@dataclass(frozen=True)
-class _Disposition:
-    label: str
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    disposition: _Disposition
-    unsafe: tuple[str, ...] = ()
+ADMITTED = Verdict(Disposition.ADMIT, (), ("signature.unsigned",))
 
 
 def _scrape(metrics: Metrics) -> dict[str, float]:
@@ -46,8 +31,8 @@ def _scrape(metrics: Metrics) -> dict[str, float]:
 
 def _used() -> Metrics:
     metrics = Metrics(clock=lambda: 1000.0)
-    metrics.found(_Finding(p_values={"uad": 0.004}))
-    metrics.answered("grpc", "CT", _Verdict(_Disposition("admit"), ("signature.unsigned",)), 0.5)
+    metrics.found(Finding("detection", Outcome.PASSED, Reason.OK, p_values={"uad": 0.004}, seconds=0.25))
+    metrics.answered("grpc", "CT", ADMITTED, 0.5)
     metrics.signature("failed", "mac_mismatch", "inference")
     metrics.upstream("ct", "ok", 0.02)
     metrics.batch(3)
@@ -89,7 +74,7 @@ def test_p_values_fall_into_the_contracted_buckets():
 
 def test_a_stage_that_did_not_run_has_no_time():
     metrics = Metrics()
-    metrics.found(_Finding(seconds=0.0, outcome="indeterminate", reason="not_run"))
+    metrics.found(Finding("detection", Outcome.INDETERMINATE, GatewayReason.NOT_RUN))
     assert not any(name.startswith("scanward_stage_seconds_count") for name in _scrape(metrics))
 
 
