@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from typing import IO, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from signing.testing import Hospital
 
 START_S_MAX = 180.0
 """For a gateway to say that it is ready: loading the detectors on a slow machine."""
@@ -126,6 +129,88 @@ class GatewayProcess:
             time.sleep(_POLL_S)
         found = json.loads(ready.read_text())
         return Addresses(found["grpc"], found["metrics"])
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A small hospital's folder: certificates, keys, tokens, trust policies and a configuration that can be served."""
+
+    directory: Path
+    hospital: Hospital
+    tokens: Mapping[str, str]
+    """Bearer token of each source."""
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+        return self.directory / "scanward.toml"
+
+    @classmethod
+    def make(cls, directory: Path, *, tables: str = "", routes: Sequence[str] = ()) -> Self:
+        """Write it, with two routes that examine signatures alone, and three sources that may use them.
+
+        `strict` rejects what is unsigned, `open` admits it. `scanner` submits, `reviewer` reviews, and `enrolled`
+        signs all it sends.
+
+        Args:
+            directory: made if missing; relative paths in `tables` start here.
+            tables: more of the configuration, such as an engine, a model and its routes.
+            routes: names of routes in `tables`, for all three sources.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        write_keys(directory / "keys")
+        tokens = {name: write_token(directory / "tokens" / name) for name in _SOURCES}
+        hospital = Hospital.make(directory / "pki")
+        for word in ("reject", "unsafe_admit"):
+            (directory / f"{word}.toml").write_text(f'unsigned = "{word}"\n')
+        names = json.dumps(["strict", "open", *routes])
+        sources = "".join(
+            f'[[sources]]\nname = "{name}"\nrole = "{role}"\ntoken_file = "tokens/{name}"\n'
+            f"enrolled = {str(name == 'enrolled').lower()}\nroutes = {names}\n"
+            for name, role in _SOURCES.items()
+        )
+        (directory / "scanward.toml").write_text(_CONFIGURATION + tables + "\n" + sources)
+        return cls(directory, hospital, tokens)
+
+
+_SOURCES = {"scanner": "submit", "reviewer": "review", "enrolled": "submit"}
+_CONFIGURATION = """
+[receivers.grpc]
+address = "127.0.0.1:0"
+unsafe_plaintext = true
+threads = 8
+concurrent_calls_max = 32
+[metrics]
+address = "127.0.0.1:0"
+[storage]
+directory = "data"
+spool_bytes_max = 1073741824
+quarantine_bytes_max = 1073741824
+[keys]
+receipt = "keys/receipt.pem"
+checkpoint = "keys/checkpoint.pem"
+quarantine = "keys/quarantine.key"
+[trust.strict]
+policy = "reject.toml"
+roots = ["pki/root.pem"]
+intermediates = ["pki/intermediate.pem"]
+crls = ["pki/root.crl", "pki/intermediate.crl"]
+[trust.open]
+policy = "unsafe_admit.toml"
+roots = ["pki/root.pem"]
+intermediates = ["pki/intermediate.pem"]
+crls = ["pki/root.crl", "pki/intermediate.crl"]
+[policy]
+indeterminate = "quarantine"
+unexaminable = "quarantine"
+signature = { failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }
+[routes.strict]
+trust = "strict"
+upstream = "none"
+[routes.open]
+trust = "open"
+upstream = "none"
+"""
 
 
 def write_keys(directory: Path) -> None:

@@ -245,11 +245,11 @@ class _Doorkeeper(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no 
 
 
 def _received(chunks: Iterator[pb.ProtectChunk]) -> Iterator[pb.ProtectChunk]:
-    """The pieces as they come; the end of the call, whoever ended it, reads as a stream cut off."""
+    """The pieces as they come; raises `CutOff` where the call ended before them, whoever ended it."""
     try:
         yield from chunks
     except grpc.RpcError:
-        return
+        raise CutOff("the call ended before the stream did") from None
 
 
 def _token(context: grpc.ServicerContext) -> str | None:
