@@ -41,3 +41,16 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     opening = (ROOT / "README.md").read_text().split("## ", 1)[0]
 
     assert ("make demo" in opening, "make test" in opening) == (True, True)
+
+
+def test_sections_that_code_cites_exist() -> None:
+    """`architecture 5.6` in a docstring is a promise that there is something to read."""
+    sections = set(re.findall(r"^#+ ([\d.]+?)\.? ", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE))
+    cited = {
+        number
+        for room in ("detectors", "gateway", "lab", "signing", "tests")
+        for path in (ROOT / room).rglob("*.py")
+        for number in re.findall(r"architecture,?(?: section)? (\d(?:\.\d)?)", path.read_text())
+    }
+
+    assert cited - sections == set()
