@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from gateway.metrics import Metrics
+from signing import TrustPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -54,3 +57,14 @@ def test_sections_that_code_cites_exist() -> None:
     }
 
     assert cited - sections == set()
+
+
+def test_the_trust_policy_page_shows_the_strict_values() -> None:
+    """What is left out of a policy has the value that the page shows."""
+    page = (ROOT / "docs" / "trust-policy.md").read_text()
+    shown = tomllib.loads(page.split("```toml\n", 1)[1].split("```", 1)[0])
+    scalars = {key: value for key, value in shown.items() if key not in {"allowed_signers", "bindings"}}
+
+    assert TrustPolicy.from_mapping(scalars) == TrustPolicy()
+    assert set(scalars) | {"allowed_signers", "bindings"} == {each.name for each in fields(TrustPolicy)}
+    assert TrustPolicy.from_mapping(shown).allowed_signers is not None
