@@ -24,7 +24,7 @@ ALLOWED: Final = frozenset(
         "scan_sha256", "receipt_sha256", "quarantine_id", "index", "size", "records", "count", "bytes", "seconds",
         "stage", "reason", "outcome", "disposition", "detector", "model", "artefact_sha256", "config_sha256",
         "route", "receiver", "source", "upstream", "queue", "batch", "setting", "status", "code",
-        "address", "version", "device", "worker", "pid", "path", "signal", "problems",
+        "address", "version", "device", "worker", "pid", "path", "signal", "problems", "refusal", "next_start_s",
     }
 )  # fmt: skip
 """Keys that may be logged. None ever holds a value of a scan's header: scans are named by digest."""

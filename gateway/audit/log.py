@@ -32,6 +32,9 @@ QUEUE = "audit"
 _COMMIT_MAX = 512
 """Records in one transaction; bounds how long the first of them waits for the last."""
 
+_RETRY_S = 0.5
+"""How soon a log that failed is tried again although nobody writes."""
+
 _log = structlog.get_logger(__name__)
 _Waiting = tuple[bytes, "Future[int]"]
 
@@ -131,14 +134,18 @@ class AuditLog:
             batch, open_ = self._next_batch()
             if batch:
                 self._commit(batch)
+            elif self._failed and open_:
+                self._try_again()
             due = self._seal_at is not None and time.monotonic() >= self._seal_at
             if due or not open_ or self._head.size - self._sealed >= self._checkpoint_records:
                 self._try_seal()
 
     def _next_batch(self) -> tuple[list[_Waiting], bool]:
-        """What waits now, at most `_COMMIT_MAX`; nothing when a checkpoint fell due first; False at the end."""
+        """What waits now, at most `_COMMIT_MAX`; nothing when a checkpoint or a new try fell due; False at the end."""
         batch: list[_Waiting] = []
         patience = None if self._seal_at is None else max(0.0, self._seal_at - time.monotonic())
+        if self._failed:
+            patience = _RETRY_S
         try:
             item = self._queue.get(timeout=patience)
             while item is not None:
@@ -175,6 +182,16 @@ class AuditLog:
         for entry, (_, waiting) in zip(entries, batch, strict=True):
             waiting.set_result(entry.index)
 
+    def _try_again(self) -> None:
+        """After a failure, see with a checkpoint whether the sink works: an unready gateway is sent no records."""
+        try:
+            head = self._sink.head()
+            self._seal(head)
+        except AuditError:
+            return
+        self._head = head
+        self._failed = False
+
     def _try_seal(self) -> None:
         """A checkpoint that fails leaves the records as durable as they were: say so, and try again later."""
         try:
@@ -188,7 +205,7 @@ class AuditLog:
         now = self._clock()
         checkpoint = Checkpoint(self._sink.origin, head.size, head.hash.hex(), now.astimezone(UTC).isoformat())
         envelope = checkpoint.sign(self._key)
-        if head.size != self._sealed:
+        if head.size != self._sealed or self._failed:
             self._sink.seal(head.size, envelope)
             self._sealed = head.size
         try:

@@ -13,7 +13,6 @@ from gateway.metrics import Metrics
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 
-
 ADMITTED = Verdict(Disposition.ADMIT, (), ("signature.unsigned",))
 
 
