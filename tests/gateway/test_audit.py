@@ -95,13 +95,7 @@ def test_a_full_queue_is_overload(open_log):
             gate.wait(30)
             super().append(entries)
 
-    log = AuditLog(
-        Slow(audit_path),
-        checkpoint_key,
-        metrics=Metrics(),
-        checkpoint_file=audit_path.with_suffix(".checkpoint"),
-        queue_max=4,
-    )
+    log = open_log(Slow, queue_max=4)
     futures: list[Future[int]] = []
 
     def fill() -> None:
