@@ -160,6 +160,10 @@ class LocalAuthority:
 
     def stamp(self, signature: bytes) -> bytes:
         """A TimeStampToken over the signature value."""
+        return self.stamp_digest(hashlib.sha256(signature).digest())
+
+    def stamp_digest(self, imprint: bytes) -> bytes:
+        """A TimeStampToken over what has this SHA-256, which is all that a remote authority is told."""
         sha256 = der.encode(der.SEQUENCE, der.encode_oid("2.16.840.1.101.3.4.2.1"))
         content_type = der.encode_oid("1.2.840.113549.1.9.16.1.4")
         encoded = self.certificate.public_bytes(Encoding.DER)
@@ -167,7 +171,7 @@ class LocalAuthority:
             der.SEQUENCE,
             der.encode_integer(1),
             der.encode_oid("1.3.6.1.4.1.99999.2"),
-            der.encode(der.SEQUENCE, sha256, der.encode(der.OCTET_STRING, hashlib.sha256(signature).digest())),
+            der.encode(der.SEQUENCE, sha256, der.encode(der.OCTET_STRING, imprint)),
             der.encode_integer(secrets.randbits(63)),
             der.encode(der.GENERALIZED_TIME, self._at().astimezone(UTC).strftime("%Y%m%d%H%M%SZ").encode()),
         )
