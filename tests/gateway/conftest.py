@@ -108,7 +108,8 @@ def open_log(audit_path: Path, checkpoint_key: Ed25519PrivateKey) -> Callable[..
 def written(audit_path: Path, open_log: Callable[..., AuditLog]) -> Path:
     """A closed log of 40 records, with checkpoints over 0, 10, 20, 30 and 40."""
     log = open_log(checkpoint_records=10)
-    for number in range(40):
-        log.append(Started(str(number), "test")).result()
+    for ten in range(0, 40, 10):
+        for future in [log.append(Started(str(ten + number), "test")) for number in range(10)]:
+            future.result()
     log.close()
     return audit_path
