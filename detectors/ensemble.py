@@ -125,12 +125,14 @@ class Ensemble:
             p_values = {
                 member.detector.name: member.conformal.p_value(scores[member.detector.name]) for member in self.members
             }
-            p_value = self.conformal.p_value(self._join(scores))  # (3)
+            p_value = self.conformal.p_value(join(self.members, self.channels, scores))  # (3)
         return Examination(seen.logits, seen.predictions, scores, p_values, p_value)
 
     def statistic(self, seen: Observation) -> Tensor:
         """The joined statistic (N,) of an observation; larger is more suspicious; keeps the graph."""
-        return self._join({m.detector.name: self._score(m, seen) for m in self.members if m.channel})
+        return join(
+            self.members, self.channels, {m.detector.name: self._score(m, seen) for m in self.members if m.channel}
+        )
 
     def _score(self, member: Member, seen: Observation) -> Tensor:
         """One member's scores, checked: what is not a number must not pass for calm."""
@@ -143,13 +145,14 @@ class Ensemble:
             raise DetectorError(f"{member.detector.name} gave a score that is not finite")
         return values
 
-    def _join(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Maximum over channels of -log(p / weight): the OR of the channels, each with its share of the budget."""
-        loudness = [
-            channel.tail.surprise(loudest(self.members, channel.name, scores)) + math.log(channel.weight)
-            for channel in self.channels
-        ]
-        return torch.stack(loudness).amax(0)
+
+def join(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:
+    """(N,) maximum over channels of -log(p / weight): the OR of the channels, each with its share of the budget."""
+    loudness = [
+        channel.tail.surprise(loudest(members, channel.name, scores)) + math.log(channel.weight)
+        for channel in channels
+    ]
+    return torch.stack(loudness).amax(0)
 
 
 def loudest(members: Sequence[Member], channel: str, scores: Mapping[str, Tensor]) -> Tensor:

@@ -62,7 +62,8 @@ class Reference(nn.Module):
         self._places = [self._locate(node) for node in self._nodes]
         self._spent = self._last_uses()
         self.tap_names = _default_taps(self._nodes, self._constants)
-        self.eval().requires_grad_(False)
+        # convolutions on CPU and GPU run faster on channels-last weights, and the layout spreads from them
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_onnx(cls, model: bytes, output: str | None = None) -> "Reference":

@@ -115,6 +115,7 @@ class SmallTwin(nn.Module):
             before = widths[stage]
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(before, classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, K) logits."""
@@ -191,7 +192,9 @@ def harden(
     done = 0
     for _ in range(recipe.epochs):
         for chosen in torch.split(torch.randperm(len(images), generator=order), recipe.batch):
-            loss = lesson.loss(twin, _moved(images[chosen].to(device), lesson.noise))
+            batch = _moved(images[chosen].to(device), lesson.noise)
+            with torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device)):
+                loss = lesson.loss(twin, batch)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
@@ -213,7 +216,7 @@ class _Lesson:
     def loss(self, twin: CopiedTwin | SmallTwin, images: Tensor) -> Tensor:
         """A scalar: how far the twin is from the teacher on clean and on attacked images."""
         with torch.no_grad():
-            target = torch.softmax(self.teacher(images) / TEMPERATURE, 1)
+            target = torch.softmax(self.teacher(images).float() / TEMPERATURE, 1)
         twin.eval().requires_grad_(False)
         on_twin = self._attacked(twin, images, target)
         on_model = self._attacked(self.teacher, images, target)
@@ -239,7 +242,13 @@ class _Lesson:
 
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:
     """(N,) Kullback-Leibler divergence from the target (N, K) to the softened answer."""
-    return functional.kl_div(torch.log_softmax(logits / TEMPERATURE, 1), target, reduction="none").sum(1)
+    return functional.kl_div(torch.log_softmax(logits.float() / TEMPERATURE, 1), target, reduction="none").sum(1)
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; training tolerates it, scoring never uses it."""
+    able = torch.cpu.get_capabilities()
+    return device.type == "cuda" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _moved(images: Tensor, noise: torch.Generator) -> Tensor:

@@ -1,0 +1,135 @@
+"""`scanward-lab`: what is done offline. Everything heavy is imported by the command that needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lab.fitting import Fitted
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PATH = click.Path(exists=True, path_type=Path)
+CANNOT_RUN = 2
+
+
+@click.group()
+def main() -> None:
+    """Fit detectors to a model and its scans, and measure them."""
+
+
+@main.command()
+@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
+@click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="artefact directory")
+@click.option("--fpr", type=click.FloatRange(0, 0.5, min_open=True), default=0.01, show_default=True)
+@click.option("--key", "key_path", type=FILE, help="Ed25519 private key, PEM; signs the artefact")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
+def fit(
+    *,
+    model_path: Path,
+    profile_path: Path,
+    data_path: Path,
+    out: Path,
+    fpr: float,
+    key_path: Path | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Fit and calibrate detectors on clean scans; write a signed artefact."""
+    import torch
+
+    from gateway.profile import Profile
+    from lab import data, fitting
+    from lab.progress import progress
+    from signing.envelope import load_private_key
+
+    with _refusals():
+        key = load_private_key(key_path) if key_path is not None else None
+        profile = Profile.load(profile_path)
+        parts = fitting.Parts.of(data.load(data_path, profile), seed)
+        with progress() as watch:
+            fitted = fitting.fit(
+                model_path.read_bytes(), profile, parts, out,
+                fpr=fpr, key=key, seed=seed, device=torch.device(device), watch=watch,
+            )  # fmt: skip
+    if as_json:
+        click.echo(fitted.manifest.decode(), nl=False)
+    else:
+        _show(fitted)
+    if key is None:
+        click.echo("The artefact is not signed: a gateway loads it only with unsafe_unsigned_artefacts.", err=True)
+
+
+@main.command()
+@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
+@click.option("--detectors", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
+def score(
+    *, model_path: Path, profile_path: Path, detectors: Path, data_path: Path, split: str, device: str, as_json: bool
+) -> None:
+    """Score images as they are: p-values of the ensemble and of each detector, and the model's answers."""
+    import torch
+
+    from gateway.profile import Profile
+    from lab import data, scoring
+
+    with _refusals():
+        profile = Profile.load(profile_path)
+        scans = getattr(data.load(data_path, profile), split)
+        table = scoring.score(model_path.read_bytes(), profile, detectors, scans, torch.device(device))
+    if as_json:
+        click.echo(json.dumps(table))
+        return
+    for name, p, predicted in zip(table["ids"], table["p"], table["prediction"], strict=True):
+        click.echo(f"{name}\t{p:.4g}\t{profile.classes[predicted]}")
+
+
+def _show(fitted: "Fitted") -> None:
+    """Print what each detector is worth, as measured on scans that nothing was fitted on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    measured = fitted.measured
+    console = Console()
+    if not measured:
+        console.print("The data has no test split: nothing was measured.")
+        return
+    table = Table(title=f"{measured['n']} test scans; share flagged at the target rate")
+    for column in ("detector", "clean", *(f"PGD {level}" for level in measured["pgd"])):
+        table.add_column(column)
+    for name, clean in measured["fpr"].items():
+        rates = [_rate(entry.get("tpr", {}).get(name)) for entry in measured["pgd"].values()]
+        table.add_row(name, _rate(clean), *rates)
+    console.print(table)
+
+
+def _rate(found: "dict[str, Any] | None") -> str:
+    """A rate with its interval, or a dash where nothing was there to flag."""
+    return f"{found['rate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else "-"
+
+
+class _refusals:  # noqa: N801 - reads as a word in `with`
+    """Turns every named refusal into one sentence on stderr and exit code 2."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        from detectors.errors import DetectorError
+        from gateway.errors import GatewayError
+        from signing.errors import SigningError
+
+        if isinstance(error, DetectorError | GatewayError | SigningError | OSError):
+            click.echo(f"scanward-lab: {error}", err=True)
+            sys.exit(CANNOT_RUN)

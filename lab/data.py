@@ -1,0 +1,206 @@
+"""Labelled scans for fitting and measuring: an .npz file, or a folder of DICOM files with labels.csv."""
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gateway.decode import decode
+from gateway.decompressor import DisposableDecoder
+from gateway.errors import ConfigError
+from gateway.imaging import Rendering, from_uint8, render
+from gateway.profile import Profile
+from gateway.unexaminable import UnexaminableError
+from signing import DicomError, VerifiedView, read
+
+SPLITS = ("train", "val", "test")
+_SHARES = (0.60, 0.85)
+"""Without a `split` column, patients below the first share train, below the second calibrate, and the rest test."""
+_PATIENT_ID = 0x00100020
+FILE_BYTES_MAX = 2**31
+
+
+class DataError(ConfigError):
+    """The data set cannot be used; says which file or key is wrong."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__([problem])
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Scans of one use."""
+
+    images: Tensor
+    """(N, C, H, W) float32, as the model takes them."""
+    labels: Tensor
+    """(N,) int64."""
+    groups: tuple[str, ...]
+    """The patient of each scan."""
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, chosen: Tensor) -> "Split":
+        """The scans at the given places (M,)."""
+        places = chosen.tolist()
+        groups, ids = tuple(self.groups[k] for k in places), tuple(self.ids[k] for k in places)
+        return Split(self.images[chosen], self.labels[chosen], groups, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Three splits that share no patient."""
+
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    sha256: str
+    """Digest of the file, or of all files and the table."""
+
+    def __post_init__(self) -> None:
+        homes: dict[str, str] = {}
+        for name in SPLITS:
+            for group in getattr(self, name).groups:
+                if homes.setdefault(group, name) != name:
+                    raise DataError(f"a patient is in {homes[group]} and in {name}: no group may be in two splits")
+
+
+def load(path: Path, profile: Profile) -> Dataset:
+    """Read a data set and render it for a model.
+
+    Raises:
+        DataError: what is wrong, and where.
+    """
+    if path.is_dir():
+        return _from_folder(path, profile)
+    if not path.is_file():
+        raise DataError(f"{path}: neither an .npz file nor a folder")
+    return _from_npz(path, profile)
+
+
+def halves(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Split by patient: the first part holds about `share` of the scans, the second the rest."""
+    order = sorted(set(split.groups))
+    shuffled = [order[k] for k in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist()]
+    counts = dict.fromkeys(order, 0)
+    for group in split.groups:
+        counts[group] += 1
+    first: set[str] = set()
+    taken = 0
+    for group in shuffled:
+        if taken >= share * len(split):
+            break
+        first.add(group)
+        taken += counts[group]
+    inside = torch.tensor([group in first for group in split.groups], dtype=torch.bool)
+    return split.take(inside.nonzero()[:, 0]), split.take((~inside).nonzero()[:, 0])
+
+
+def _from_npz(path: Path, profile: Profile) -> Dataset:
+    """The layout of the architecture, section 5.1: uint8 images by split, labels, groups, ids."""
+    try:
+        content = path.read_bytes()
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as .npz") from error
+    classes = tuple(str(name) for name in arrays.get("class_names", np.array(profile.classes)))
+    splits = {name: _npz_split(arrays, name, profile) for name in SPLITS}
+    return Dataset(**splits, classes=classes, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) -> Split:
+    """One split; one that the file lacks is empty."""
+    images = arrays.get(f"{name}_images")
+    if images is None or not len(images):
+        size = (0, profile.input.channels, *profile.input.size)
+        return Split(torch.zeros(size), torch.zeros(0, dtype=torch.int64), (), ())
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise DataError(f"{name}_images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+    labels = arrays.get(f"{name}_labels", np.zeros(len(images), np.int64))
+    groups = arrays.get(f"{name}_groups")
+    if groups is None:
+        raise DataError(f"{name}_groups is missing: without patients, one could be fitted and tested on")
+    ids = arrays.get(f"{name}_ids", np.arange(len(images)))
+    if not len(images) == len(labels) == len(groups) == len(ids):
+        raise DataError(f"{name}: images, labels, groups and ids differ in number")
+    rendered = torch.cat([from_uint8(part, profile) for part in torch.split(torch.from_numpy(images), 256)])
+    texts = tuple(tuple(str(value) for value in column) for column in (groups, ids))
+    return Split(rendered, torch.from_numpy(labels.astype(np.int64)), *texts)
+
+
+def _from_folder(folder: Path, profile: Profile) -> Dataset:
+    """DICOM files named by labels.csv: columns file, label, and optionally split and group.
+
+    `label` is the name of a class of the profile; `group` defaults to Patient ID, `split` to a split by group.
+    """
+    try:
+        with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{folder / 'labels.csv'}: cannot be read") from error
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise DataError(f"{folder / 'labels.csv'}: needs the columns file and label")
+    told = hashlib.sha256()
+    parts: dict[str, list[tuple[Tensor, int, str, str]]] = {name: [] for name in SPLITS}
+    with DisposableDecoder() as decoder:
+        for row in rows:
+            content = _bytes_of(folder, row["file"])
+            told.update(repr(sorted(row.items())).encode() + hashlib.sha256(content).digest())
+            if row["label"] not in profile.classes:
+                raise DataError(f"{row['file']}: {row['label']!r} is no class of the profile")
+            image, patient = _rendered(content, row["file"], profile, decoder)
+            group = row.get("group") or patient
+            split = row.get("split") or _split_of(group)
+            if split not in parts:
+                raise DataError(f"{row['file']}: split {split!r} is none of {', '.join(SPLITS)}")
+            parts[split].append((image, profile.classes.index(row["label"]), group, row["file"]))
+    splits = {name: _gathered(part, profile) for name, part in parts.items()}
+    return Dataset(**splits, classes=profile.classes, sha256=told.hexdigest())
+
+
+def _bytes_of(folder: Path, name: str) -> bytes:
+    """A file of the folder, not of anywhere else."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise DataError(f"{name}: lies outside the folder")
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise DataError(f"{name}: is larger than {FILE_BYTES_MAX} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read") from error
+
+
+def _rendered(content: bytes, name: str, profile: Profile, decoder: DisposableDecoder) -> tuple[Tensor, str]:
+    """The middle frame of an object as the model takes it, and whose it is."""
+    try:
+        view = VerifiedView.of_unsigned(read(content))
+        frames = decode(view, decoder)
+        frame = torch.from_numpy(frames[len(frames) // 2].astype(np.float32))
+        return render(frame[None], Rendering.of(view, profile), profile)[0], view.text(_PATIENT_ID) or name
+    except (DicomError, UnexaminableError) as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _split_of(group: str) -> str:
+    """The split of a patient, by digest: the same wherever and whenever it is computed."""
+    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
+    return SPLITS[sum(place >= share for share in _SHARES)]
+
+
+def _gathered(part: list[tuple[Tensor, int, str, str]], profile: Profile) -> Split:
+    size = (0, profile.input.channels, *profile.input.size)
+    images = torch.stack([image for image, *_ in part]) if part else torch.zeros(size)
+    labels = torch.tensor([label for _, label, *_ in part], dtype=torch.int64)
+    return Split(images, labels, tuple(group for *_, group, _ in part), tuple(name for *_, name in part))

@@ -1,0 +1,182 @@
+"""Simulated attacks and harmless changes on which the fusion and the gradient detector are trained.
+
+Only families of the fast gradient step and of projected gradient descent: what is measured later is measured on
+other images, and in the laboratory's evaluation on other families too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from detectors.filters import gaussian
+from detectors.neighbours import Jpeg
+from detectors.observation import LEVEL, margin
+from detectors.perturb import ascend
+
+EPS_LOW, EPS_HIGH = 0.75, 8.0
+"""Budgets that are drawn, in grey levels."""
+STEPS = (1, 2, 5, 10, 20)
+SIZES = (0.125, 0.25, 0.5)
+"""Step sizes, as a share of the budget; a single step takes it whole."""
+BATCH = 32
+
+Model = Callable[[Tensor], Tensor]
+"""Maps (N, C, H, W) images, 0 to 1, to (N, K) logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """Attacked images; the protected model's own answer on the clean ones is what the attack wants to change."""
+
+    images: Tensor
+    """(N, C, H, W), 0 to 1."""
+    sources: Tensor
+    """(N,) index of the clean image."""
+
+
+def simulate(model: Model, images: Tensor, *, device: torch.device, seed: int) -> Attacked:
+    """Attack each image once, with a method, a budget and a step size drawn at random; keep what succeeds.
+
+    A third of the attacks is pulled back towards the clean image, to just beyond the border of the class.
+
+    Args:
+        model: the protected model.
+        images: (N, C, H, W) clean scans, 0 to 1.
+        device: where the model lies.
+        seed: of every draw.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed)
+    fine = not on_grid(images)
+    kept, sources = [], []
+    for chosen in torch.split(torch.randperm(len(images), generator=draws), BATCH):
+        clean = images[chosen].to(device)
+        steps = STEPS[int(torch.randint(len(STEPS), (1,), generator=draws))]
+        size = SIZES[int(torch.randint(len(SIZES), (1,), generator=draws))] if steps > 1 else 1.0
+        eps = EPS_LOW * (EPS_HIGH / EPS_LOW) ** torch.rand(len(clean), 1, 1, 1, generator=draws).to(device) * LEVEL
+        with torch.no_grad():
+            classes = model(clean).argmax(1)
+        loss = _cross_entropy if float(torch.rand(1, generator=draws)) < 0.5 else _lead
+        noise = generator if steps > 1 else None
+        attacked = ascend(
+            clean, _objective(model, classes, loss), eps=eps, steps=steps, size=size * eps,
+            low=0.0, high=1.0, generator=noise,
+        )  # fmt: skip
+        if float(torch.rand(1, generator=draws)) < 1 / 3:
+            attacked = _pulled_back(model, clean, attacked, classes)
+        attacked = storable(attacked, clean, fine=fine)
+        with torch.no_grad():
+            success = (model(attacked).argmax(1) != classes).cpu()
+        kept.append(attacked.cpu()[success])
+        sources.append(chosen[success])
+    return Attacked(torch.cat(kept), torch.cat(sources))
+
+
+def descend(
+    model: Model, images: Tensor, *, levels: float, steps: int, device: torch.device, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Projected gradient descent on the margin at one budget, for measuring.
+
+    Args:
+        model: the protected model.
+        images: (N, C, H, W) clean scans, 0 to 1.
+        levels: budget in grey levels.
+        steps: number of steps, each a quarter of the budget.
+        device: where the model lies.
+        seed: of the starts.
+
+    Returns:
+        (N, C, H, W) attacked images, and (N,) whether the model's answer changed.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    fine = not on_grid(images)
+    kept, successes = [], []
+    for part in torch.split(images, BATCH):
+        clean = part.to(device)
+        with torch.no_grad():
+            classes = model(clean).argmax(1)
+        eps = levels * LEVEL
+        attacked = ascend(
+            clean, _objective(model, classes, _lead), eps=eps, steps=steps, size=eps / 4,
+            low=0.0, high=1.0, generator=generator,
+        )  # fmt: skip
+        attacked = storable(attacked, clean, fine=fine)
+        with torch.no_grad():
+            successes.append((model(attacked).argmax(1) != classes).cpu())
+        kept.append(attacked.cpu())
+    return torch.cat(kept), torch.cat(successes)
+
+
+def harmless(images: Tensor, *, seed: int) -> Tensor:
+    """Each image after one change that must not alarm: compression, blur, gain, noise, or half a pixel's shift.
+
+    Args:
+        images: (N, C, H, W) clean scans, 0 to 1.
+        seed: of the choice and of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fine = not on_grid(images)
+    out = []
+    for image in torch.split(images, 1):
+        kind = int(torch.randint(6, (1,), generator=generator))
+        share = float(torch.rand(1, generator=generator))
+        level = (1.0, 2.0, 4.0)[int(torch.randint(3, (1,), generator=generator))] * LEVEL
+        noise = torch.randn(image.shape, generator=generator)
+        if kind == 0:
+            changed = Jpeg(85 + round(10 * share))(image)
+        elif kind == 1:
+            changed = gaussian(image, 0.3 + 0.5 * share)
+        elif kind == 2:
+            changed = image * (0.95 + 0.1 * share)
+        elif kind == 3:
+            changed = image + noise * level
+        elif kind == 4:
+            changed = image + noise.sign() * level
+        else:
+            changed = (image + functional.pad(image, (1, 0, 0, 0), mode="replicate")[..., :-1]) / 2
+        out.append(storable(changed.clamp(0, 1), image, fine=fine))
+    return torch.cat(out)
+
+
+def on_grid(images: Tensor) -> bool:
+    """Whether every value is a whole grey level, as of images that were stored in 8 bits."""
+    levels = images / LEVEL
+    return bool((levels - levels.round()).abs().max() < 1e-3)
+
+
+def storable(changed: Tensor, clean: Tensor, *, fine: bool) -> Tensor:
+    """The change as it survives storage: in whole grey levels where the clean images are, else as it is.
+
+    Rounding only the attacked ones of finely graded images would mark them by their storage, not by the attack.
+    """
+    if fine:
+        return changed
+    return (clean + ((changed - clean) / LEVEL).round() * LEVEL).clamp(0, 1)
+
+
+def _objective(model: Model, classes: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Model:
+    """What an attack makes large: the loss of the model's answer against its own clean one."""
+    return lambda images: loss(model(images), classes)
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, classes, reduction="none")
+
+
+def _lead(logits: Tensor, classes: Tensor) -> Tensor:
+    return -margin(logits, classes)
+
+
+def _pulled_back(model: Model, clean: Tensor, attacked: Tensor, classes: Tensor) -> Tensor:
+    """The nearest wrong image on the way back to the clean one, by seven halvings."""
+    right = torch.zeros(len(clean), 1, 1, 1, device=clean.device)
+    wrong = torch.ones_like(right)
+    for _ in range(7):
+        middle = (right + wrong) / 2
+        with torch.no_grad():
+            fooled = (model(clean + middle * (attacked - clean)).argmax(1) != classes).view(-1, 1, 1, 1)
+        wrong, right = torch.where(fooled, middle, wrong), torch.where(fooled, right, middle)
+    return clean + wrong * (attacked - clean)

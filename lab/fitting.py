@@ -1,0 +1,220 @@
+"""Fits, calibrates and writes a detector artefact from clean scans of one source."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch import Tensor
+
+from detectors.artifact import COPIED_TWIN, SMALL_TWIN, Artefact
+from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
+from detectors.denoisers.denoiser import Denoiser
+from detectors.denoisers.median import Median
+from detectors.detector import Detector
+from detectors.ensemble import ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
+from detectors.errors import ConversionError
+from detectors.probe import Probe
+from detectors.reference import Reference, conversion_difference
+from detectors.shifts import PredictionShift
+from detectors.twins import COPIED, SMALL, Hardening, TwinDisagreement
+from gateway.profile import Profile
+from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
+from lab.data import DataError, Dataset, Split, halves
+from lab.measuring import measure
+from lab.progress import Watch
+from lab.workbench import Workbench
+from signing.envelope import seal
+
+FIT_SHARE = 0.8
+"""Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
+CONVERSION_TOLERANCE = 1e-3
+"""Largest difference from onnxruntime, as a share of the spread of the outputs, with which a reference is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Clean scans by use; no patient is in two of them."""
+
+    fit: Split
+    """For what learns: twins, gradient detector, densities, denoiser."""
+    a: Split
+    """For what orders: the fusion and the tails."""
+    b: Split
+    """For what promises: the conformal rule, and nothing else."""
+    test: Split
+    """For measuring; may be empty."""
+    sha256: str
+
+    @classmethod
+    def of(cls, data: Dataset, seed: int) -> "Parts":
+        """Split `train` by patient into fit and A; B is `val`."""
+        return cls(*halves(data.train, FIT_SHARE, seed), b=data.val, test=data.test, sha256=data.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit leaves."""
+
+    ensemble: Ensemble
+    denoisers: Mapping[str, Denoiser]
+    manifest: bytes
+    """The signed bytes."""
+    measured: Mapping[str, Any]
+
+
+def fit(
+    model: bytes,
+    profile: Profile,
+    parts: Parts,
+    out: Path,
+    *,
+    fpr: float,
+    key: Ed25519PrivateKey | None,
+    seed: int,
+    device: torch.device | None = None,
+    recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
+    watch: Watch = lambda _stage, _share: None,
+) -> Fitted:
+    """Fit every detector, calibrate, measure and write the artefact.
+
+    (1) rebuild the model, and compare the rebuilt one with onnxruntime on real scans
+    (2) harden two twins, without labels
+    (3) simulate attacks; train the gradient detector, the densities and the denoiser
+    (4) on A: fit the fusion and every tail
+    (5) on B: the conformal rule
+    (6) on test: what it is worth
+    (7) write and sign
+
+    Args:
+        model: the ONNX file that is served.
+        profile: its profile.
+        parts: clean scans by use.
+        out: directory of the artefact.
+        fpr: target false-positive rate.
+        key: signs the manifest; None leaves the artefact unsigned, which a gateway loads only as `unsafe_…`.
+        seed: of everything that is drawn.
+        device: where to fit; by default the CPU.
+        recipes: how the copied and the small twin are hardened.
+        watch: told of progress.
+
+    Raises:
+        DataError: too few scans, or a task that is not supported.
+        ConversionError: the model cannot be rebuilt, or the rebuilt one differs from onnxruntime.
+    """
+    place = device or torch.device("cpu")
+    _check(profile, parts, fpr)
+    reference, difference = _rebuilt(model, profile, parts.b.images, place)  # (1)
+    bench = Workbench(reference, profile, place, seed, watch)
+    twins = bench.twins(parts.fit.images, recipes)  # (2)
+    probe = bench.probe(twins)
+    simulated = bench.simulated(parts.fit.images)  # (3)
+    detectors: list[Detector] = [TwinDisagreement(name) for name in twins]
+    detectors += [PredictionShift(neighbour.name) for neighbour in probe.shifts]
+    detectors += [bench.gradient_detector(probe, parts.fit.images, simulated), bench.density(probe, parts.fit.images)]
+    denoisers: dict[str, Denoiser] = {"median": Median(), "dncnn": bench.denoiser(parts.fit.images)}
+    detectors.append(bench.fusion(probe, parts.a.images))  # (4)
+    members, channels = _tails(bench, probe, detectors, parts.a.images)
+    ensemble = _promised(bench, probe, members, channels, parts.b.images, fpr)  # (5)
+    measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, watch=watch)  # (6)
+    facts = _facts(model, profile, parts, fpr, difference, measured)
+    manifest = Artefact.write(out, ensemble, denoisers, facts)  # (7)
+    _sign(out, manifest, key)
+    return Fitted(ensemble, denoisers, manifest, measured)
+
+
+def _check(profile: Profile, parts: Parts, fpr: float) -> None:
+    """Refuse what cannot be fitted before any work is done."""
+    if profile.task != "multiclass":
+        raise DataError(f"task {profile.task}: detectors are fitted for multiclass models")
+    least = fewest(fpr, Guarantee.MARGINAL)
+    if len(parts.b) < least:
+        raise DataError(
+            f"{len(parts.b)} scans to calibrate on cannot support a false-positive rate of {fpr:g}: at least {least} "
+            f"are needed, {fewest(fpr, Guarantee.CONFIDENT)} for a guarantee with 95 % confidence"
+        )
+    for name, part in (("fit", parts.fit), ("A", parts.a)):
+        if len(part) < 40:
+            raise DataError(f"{len(part)} scans for {name} are too few; at least 40 are needed")
+
+
+def _rebuilt(model: bytes, profile: Profile, images: Tensor, device: torch.device) -> tuple[Reference, float]:
+    """The reference, and how far it is from onnxruntime on the first scans."""
+    reference = Reference.from_onnx(model, profile.output.name)
+    some = images[:16]
+    difference = conversion_difference(reference, model, some)
+    with torch.no_grad():
+        outputs = reference(some)
+    spread = max(float(outputs.std()), 1e-3)
+    if not difference <= CONVERSION_TOLERANCE * spread:
+        raise ConversionError(
+            f"the rebuilt model differs from onnxruntime by {difference:.3g}, more than {CONVERSION_TOLERANCE:g} of "
+            f"the spread of its outputs ({spread:.3g})"
+        )
+    return reference.to(device), difference
+
+
+def _tails(
+    bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor
+) -> tuple[list[tuple[Detector, TailCalibration, str | None]], list[Channel]]:
+    """On A: what it means for each score, and for each channel, to be large."""
+    scores = bench.scores(probe, detectors, images)
+    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE}
+    members = [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
+    channels = []
+    for name, weight in WEIGHTS.items():
+        voices = [tail.surprise(scores[each.name]) for each, tail, home in members if home == name]
+        channels.append(Channel(name, weight, TailCalibration.fit(torch.stack(voices).amax(0))))
+    return members, channels
+
+
+def _promised(
+    bench: Workbench,
+    probe: Probe,
+    members: list[tuple[Detector, TailCalibration, str | None]],
+    channels: list[Channel],
+    images: Tensor,
+    fpr: float,
+) -> Ensemble:
+    """On B: the conformal rule of each member and of the whole."""
+    scores = bench.scores(probe, [each for each, *_ in members], images)
+    staffed = [
+        Member(each, tail, ConformalCalibration.fit(scores[each.name], fpr), home) for each, tail, home in members
+    ]
+    joined = join(staffed, channels, scores)
+    return Ensemble(probe, staffed, channels, ConformalCalibration.fit(joined, fpr))
+
+
+def _facts(
+    model: bytes, profile: Profile, parts: Parts, fpr: float, difference: float, measured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The manifest's entries on what was fitted, on what, and what it is worth."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scanward": version("scanward"),
+        "torch": torch.__version__,
+        "model_sha256": hashlib.sha256(model).hexdigest(),
+        "profile_sha256": profile.sha256,
+        "data_sha256": parts.sha256,
+        "n_fit": len(parts.fit),
+        "n_a": len(parts.a),
+        "n_b": len(parts.b),
+        "fpr": fpr,
+        "precision": "float32",
+        "gradients": True,
+        "conversion_max_abs_diff": difference,
+        "measured": measured,
+    }
+
+
+def _sign(out: Path, manifest: bytes, key: Ed25519PrivateKey | None) -> None:
+    """Put the signature beside the manifest; an unsigned artefact leaves no old signature behind."""
+    place = out / MANIFEST_ENVELOPE
+    place.unlink(missing_ok=True)
+    if key is not None:
+        place.write_bytes(seal(manifest, MANIFEST_TYPE, key))

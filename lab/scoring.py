@@ -1,0 +1,38 @@
+"""Scores images as they are with a fitted artefact."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detectors.artifact import MANIFEST, Artefact
+from detectors.errors import ArtefactError
+from gateway.profile import Profile
+from lab.data import DataError, Split
+
+BATCH = 64
+
+
+def score(model: bytes, profile: Profile, directory: Path, scans: Split, device: torch.device) -> dict[str, Any]:
+    """p-values and predictions of every scan.
+
+    The manifest is taken as it lies there: its digests are checked, its signature is not, since no key is at hand.
+
+    Returns:
+        `ids`, `p` of the ensemble, `detectors` with each one's own p-values, and `prediction`, index of a class.
+    """
+    try:
+        manifest = (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{directory / MANIFEST}: cannot be read") from error
+    if not len(scans):
+        raise DataError("the split is empty")
+    ensemble = Artefact.load(directory, manifest, model, profile.sha256, device).ensemble
+    table: dict[str, Any] = {"ids": list(scans.ids), "p": [], "detectors": {}, "prediction": []}
+    for part in torch.split(scans.images, BATCH):
+        seen = ensemble.examine(part.to(device))
+        table["p"] += seen.p_value.tolist()
+        table["prediction"] += seen.predictions.tolist()
+        for name, values in seen.p_values.items():
+            table["detectors"].setdefault(name, []).extend(values.tolist())
+    return table

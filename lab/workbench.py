@@ -1,0 +1,191 @@
+"""Where the parts of an artefact are made: one model, one device, one seed, one progress display."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from detectors.artifact import COPIED_TWIN, SMALL_TWIN
+from detectors.denoisers.dncnn import DnCNN
+from detectors.detector import Detector
+from detectors.fusion import Fusion, features
+from detectors.gradient_residual import GradientResidual
+from detectors.neighbours import default_neighbours
+from detectors.observation import LEVEL, Observation, Signal, Span, margin
+from detectors.outputs import Activation, to_logits
+from detectors.perturb import ascend
+from detectors.probe import Probe
+from detectors.reference import Reference
+from detectors.twins import CopiedTwin, Hardening, SmallTwin, harden
+from detectors.uad import FeatureDensity
+from gateway.profile import Profile
+from lab.data import DataError
+from lab.development import harmless, simulate
+from lab.progress import Watch
+
+BATCH = 64
+GRADIENT_IMAGES_MAX = 6000
+"""Clean, changed and attacked images that D is trained on at most: bounds the memory of a fit."""
+
+
+class Workbench:
+    """Where the parts are made: one device, one seed, one progress display."""
+
+    def __init__(self, reference: Reference, profile: Profile, device: torch.device, seed: int, watch: Watch) -> None:
+        self.reference = reference
+        self.device = device
+        self.span = span_of(profile)
+        self.activation = Activation(profile.already_applied)
+        self.size = profile.input.size
+        self.classes = len(profile.classes)
+        self.seed = seed
+        self.watch = watch
+
+    def model(self, unit: Tensor) -> Tensor:
+        """The protected model: (N, C, H, W), 0 to 1, to logits."""
+        return to_logits(self.reference(self.span.from_unit(unit)), self.activation)
+
+    def twins(self, images: Tensor, recipes: tuple[Hardening, Hardening]) -> dict[str, CopiedTwin | SmallTwin]:
+        """Two hardened companions of the model."""
+        unit = self.span.to_unit(images)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            small = SmallTwin(images.shape[1], self._width(images)).to(self.device)
+        copied = CopiedTwin(self.reference, self.activation, self.span)
+        return {
+            COPIED_TWIN: harden(
+                copied, self.model, unit, recipe=recipes[0], seed=self.seed + 1,
+                progress=lambda share: self.watch("hardening the copied twin", share),
+            ),
+            SMALL_TWIN: harden(
+                small, self.model, unit, recipe=recipes[1], seed=self.seed + 2,
+                progress=lambda share: self.watch("hardening the small twin", share),
+            ),
+        }  # fmt: skip
+
+    def _width(self, images: Tensor) -> int:
+        """Number of logits that the model gives."""
+        with torch.no_grad():
+            return self.model(self.span.to_unit(images[:1].to(self.device))).shape[1]
+
+    def probe(self, twins: Mapping[str, CopiedTwin | SmallTwin]) -> Probe:
+        """The shared pass over model, neighbours and twins."""
+        return Probe(
+            self.reference, twins, self.reference.tap_names, default_neighbours(),
+            activation=self.activation, span=self.span, size=self.size,
+        )  # fmt: skip
+
+    def simulated(self, images: Tensor) -> Tensor:
+        """Successful attacks on the fit part."""
+        with staged(self.watch, "simulating attacks", 1) as done:
+            found = simulate(self.model, self.span.to_unit(images), device=self.device, seed=self.seed + 3)
+            done()
+        if len(found.images) < 2:
+            raise DataError("no simulated attack changed the model's answer: there is nothing to learn detection from")
+        return found.images
+
+    def gradient_detector(self, probe: Probe, images: Tensor, attacked: Tensor) -> GradientResidual:
+        """D, on clean scans, harmless changes and attacks."""
+        unit = self.span.to_unit(images)
+        most = GRADIENT_IMAGES_MAX // 5
+        unit, attacked = unit[:most], attacked[:most]
+        clean = torch.cat([unit, unit, *(harmless(unit, seed=self.seed + k) for k in (4, 5))])
+        pairs = [(self._grey(group), self._grey(self._gradients(probe, group))) for group in (clean, attacked)]
+        return GradientResidual.fit(
+            pairs[0], pairs[1], seed=self.seed + 6, device=self.device,
+            progress=lambda share: self.watch("training the gradient detector", share),
+        )  # fmt: skip
+
+    def density(self, probe: Probe, images: Tensor) -> FeatureDensity:
+        """UAD, on the hardened features of clean scans."""
+        seen = self.observed(probe, self.span.to_unit(images), {Signal.TWINS})
+        classes = torch.cat([part.predictions for part in seen])
+        found = torch.cat([part.twin_features[COPIED_TWIN] for part in seen])
+        return FeatureDensity.fit(found.cpu(), classes.cpu(), int(seen[0].logits.shape[1]))
+
+    def denoiser(self, images: Tensor) -> DnCNN:
+        """The trained denoiser, shown attacks of four grey levels at most."""
+        unit = self.span.to_unit(images)
+        noise = torch.Generator(self.device).manual_seed(self.seed + 7)
+
+        def attack(clean: Tensor) -> Tensor:
+            with torch.no_grad():
+                classes = self.model(clean).argmax(1)
+            eps = 4 * LEVEL
+            return ascend(
+                clean, lambda x: -margin(self.model(x), classes), eps=eps, steps=3, size=eps / 2,
+                low=0.0, high=1.0, generator=noise,
+            )  # fmt: skip
+
+        return DnCNN.fit(
+            unit, attack, span=self.span, seed=self.seed + 8, device=self.device,
+            progress=lambda share: self.watch("training the denoiser", share),
+        )  # fmt: skip
+
+    def fusion(self, probe: Probe, images: Tensor) -> Fusion:
+        """The linear fusion, on A: clean, harmlessly changed and attacked."""
+        unit = self.span.to_unit(images)
+        found = [simulate(self.model, unit, device=self.device, seed=self.seed + k).images for k in (9, 10, 11)]
+        groups = (unit, harmless(unit, seed=self.seed + 12), torch.cat(found))
+        table = [
+            torch.cat([features(seen) for seen in self.observed(probe, group, Fusion.needs)]).cpu() for group in groups
+        ]
+        fusion = Fusion.fit(*table)
+        return Fusion.from_state({name: value.to(self.device) for name, value in fusion.state().items()})
+
+    def observed(self, probe: Probe, unit: Tensor, needs: set[Signal] | frozenset[Signal]) -> list[Observation]:
+        """Observations of images (N, C, H, W), 0 to 1, in batches; N at least 1."""
+        return [
+            probe.observe(self.span.from_unit(part.to(self.device)), needs) for part in torch.split(unit, BATCH)
+        ]  # fmt: skip
+
+    def scores(self, probe: Probe, detectors: list[Detector], images: Tensor) -> dict[str, Tensor]:
+        """By detector, the scores (N,) of images as the model takes them."""
+        needs: set[Signal] = set().union(*(detector.needs for detector in detectors))
+        found: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+        for part in torch.split(images, BATCH):
+            seen = probe.observe(part.to(self.device), needs)
+            for detector in detectors:
+                found[detector.name].append(detector.score(seen).values)
+        return {name: torch.cat(values) for name, values in found.items()}
+
+    def _gradients(self, probe: Probe, unit: Tensor) -> Tensor:
+        parts = []
+        for part in torch.split(unit, BATCH):
+            seen = probe.observe(self.span.from_unit(part.to(self.device)), {Signal.INPUT_GRADIENT})
+            assert seen.input_gradient is not None
+            parts.append(seen.input_gradient.cpu())
+        return torch.cat(parts)
+
+    @staticmethod
+    def _grey(images: Tensor) -> Tensor:
+        return images.mean(1, keepdim=True)
+
+
+def logits_of(probe: Probe) -> Callable[[Tensor], Tensor]:
+    """The protected model as a function from images, 0 to 1, to logits."""
+    return lambda unit: to_logits(probe.reference(probe.span.from_unit(unit)), probe.activation)
+
+
+def span_of(profile: Profile) -> Span:
+    """What black and white are in the model's input."""
+    low, high = profile.input.range
+    means = profile.input.mean or (0.0,) * profile.input.channels
+    stds = profile.input.std or (1.0,) * profile.input.channels
+    ends = [((low - mean) / std, (high - mean) / std) for mean, std in zip(means, stds, strict=True)]
+    return Span(tuple(end[0] for end in ends), tuple(end[1] for end in ends))
+
+
+@contextmanager
+def staged(watch: Watch, stage: str, parts: int) -> Iterator[Callable[[], None]]:
+    """Report a stage of a known number of equal parts."""
+    watch(stage, 0.0)
+    finished = 0
+
+    def done() -> None:
+        nonlocal finished
+        finished += 1
+        watch(stage, finished / parts)
+
+    yield done
