@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from gateway.config import ArtefactTrust, ModelConfig
 from gateway.errors import ConfigError
@@ -88,20 +86,16 @@ def _believed_manifest(directory: Path, trust: ArtefactTrust, where: str) -> byt
     if not sealed_at.exists() and trust.unsafe_unsigned_artefacts:
         return _read(directory / MANIFEST, where)
     try:
-        keys = [_public_key(path) for path in trust.public_keys]
-        return envelope.open_envelope(_read(sealed_at, where), MANIFEST_TYPE, keys)
+        return envelope.open_envelope(_read(sealed_at, where), _public_keys(trust), MANIFEST_TYPE)
     except EnvelopeError as error:
         raise ConfigError([f"{where}: {MANIFEST_ENVELOPE}: {error}"]) from error
 
 
-def _public_key(path: Path) -> Ed25519PublicKey:
+def _public_keys(trust: ArtefactTrust) -> list[Ed25519PublicKey]:
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError([f"trust.artefacts.public_keys: {path}: not a PEM public key"]) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError([f"trust.artefacts.public_keys: {path}: not an Ed25519 key"])
-    return key
+        return [envelope.load_public_key(path) for path in trust.public_keys]
+    except EnvelopeError as error:
+        raise ConfigError([f"trust.artefacts.public_keys: {error}"]) from error
 
 
 def _read(path: Path, where: str) -> bytes:

@@ -56,5 +56,6 @@ class SharedImages:
         return np.frombuffer(self._map, np.float32, count, offset=index * self._values * _FLOAT_BYTES).reshape(shape)
 
     def close(self) -> None:
-        """Give the memory back once no array looks at it any more."""
+        """Give the memory back; no array may look at it any more."""
+        self._map.close()
         os.close(self.descriptor)
