@@ -1,0 +1,421 @@
+"""The engine with a real worker process and a real artefact: it batches, it answers alike, and it survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from detectors.artifact import Artefact
+from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.denoisers.median import Median
+from detectors.ensemble import Channel, Ensemble, Member
+from detectors.neighbours import default_neighbours
+from detectors.observation import Signal, Span
+from detectors.outputs import Activation
+from detectors.probe import Probe
+from detectors.reference import Reference
+from detectors.shifts import PredictionShift
+from gateway.case import Case, Evidence, Image
+from gateway.config import EngineConfig
+from gateway.deadline import Deadline
+from gateway.engine.engine import EngineError, ExpiredError, GreyZone, WorkerLostError
+from gateway.engine.local import LocalEngine
+from gateway.errors import ConfigError, Overloaded
+from gateway.finding import GatewayReason, Outcome
+from gateway.metrics import Metrics
+from gateway.profile import Profile
+from gateway.protected import ProtectedModel
+from gateway.stages.denoising import DenoisingStage
+from gateway.stages.detection import DetectionStage
+
+SIDE = 16
+PROFILE_TEXT = (
+    f'name="tiny"\nversion="1"\ntask="multiclass"\nclasses=["a","b"]\n'
+    f'[input]\nname="image"\nlayout="NCHW"\nchannels=1\nsize=[{SIDE},{SIDE}]\nrange=[0.0,1.0]\n'
+).encode()
+PROFILE = Profile.from_toml(PROFILE_TEXT)
+SHIFTS = ("jpeg75", "median3")
+EVERYWHERE = GreyZone(0.0, 1.0)
+
+
+def onnx_model() -> bytes:
+    """Convolution, ReLU, mean over space, and a linear layer to two classes."""
+    random = np.random.default_rng(7)
+    weights = {
+        "kernel": random.normal(size=(6, 1, 3, 3)),
+        "offset": random.normal(size=6) * 0.1,
+        "heads": random.normal(size=(6, 2)) * 4,
+        "bias": random.normal(size=2),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "kernel", "offset"], ["maps"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["maps"], ["rectified"]),
+            helper.make_node("GlobalAveragePool", ["rectified"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "heads", "bias"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+def noise(seed: int, frames: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random((frames, 1, SIDE, SIDE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ProtectedModel:
+    """A model with two calibrated prediction-shift detectors and one denoiser."""
+    directory, model = tmp_path_factory.mktemp("artefact"), onnx_model()
+    shifts = tuple(each for each in default_neighbours() if each.name in SHIFTS)
+    span = Span((0.0,), (1.0,))
+    probe = Probe(Reference.from_onnx(model), {}, (), shifts, activation=Activation.NONE, span=span, size=(SIDE, SIDE))
+    members = [_member(PredictionShift(each.name), probe) for each in shifts]
+    loud = torch.stack([member.tail.surprise(_scores(member.detector, probe, 2)) for member in members]).amax(0)
+    channels = [Channel("sensitive", 1.0, TailCalibration.fit(loud))]
+    joined = channels[0].tail.surprise(
+        torch.stack([member.tail.surprise(_scores(member.detector, probe, 3)) for member in members]).amax(0)
+    )
+    ensemble = Ensemble(probe, members, channels, ConformalCalibration.fit(joined, 0.1))
+    facts: dict[str, Any] = dict.fromkeys(
+        ("created", "scanward", "torch", "data_sha256", "n_fit", "n_a", "n_b", "precision", "gradients", "measured",
+         "conversion_max_abs_diff")
+    )  # fmt: skip
+    whole = ProtectedModel("tiny", PROFILE, model, directory, b"", "confident", 0.1)
+    facts |= {"model_sha256": whole.model_sha256, "profile_sha256": PROFILE.sha256, "fpr": 0.1}
+    return replace(whole, manifest=Artefact.write(directory, ensemble, {"median": Median()}, facts))
+
+
+def _scores(detector: PredictionShift, probe: Probe, seed: int) -> torch.Tensor:
+    images = torch.from_numpy(noise(seed, 60))
+    return detector.score(probe.observe(images, {Signal.LOGITS, Signal.SHIFTS})).values
+
+
+def _member(detector: PredictionShift, probe: Probe) -> Member:
+    tail = TailCalibration.fit(_scores(detector, probe, 2))
+    return Member(detector, tail, ConformalCalibration.fit(_scores(detector, probe, 3), 0.1), "sensitive")
+
+
+def settings(**changes: Any) -> EngineConfig:
+    values = {"device": "cpu", "batch_size_max": 8, "batch_wait_ms_max": 20.0, "queue_max": 64, "threads": 1}
+    return EngineConfig.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def shared_metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture(scope="module")
+def engine(model: ProtectedModel, shared_metrics: Metrics) -> Iterator[LocalEngine]:
+    with LocalEngine([model], settings(), shared_metrics) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def artefact(model: ProtectedModel) -> Artefact:
+    """The same artefact in this process: what the worker must agree with."""
+    return Artefact.load(model.artefact, model.manifest, model.onnx, PROFILE.sha256, torch.device("cpu"))
+
+
+def soon() -> Deadline:
+    return Deadline.after(60.0)
+
+
+def test_answers_as_the_ensemble_itself_does(engine: LocalEngine, artefact: Artefact) -> None:
+    pixels = noise(11)
+    evidence = engine.submit(Image(pixels, "tiny"), soon(), EVERYWHERE).result(60)
+    seen = artefact.ensemble.examine(torch.from_numpy(pixels))
+    assert evidence.p_value == pytest.approx(float(seen.p_value[0]))
+    assert evidence.scores == pytest.approx({name: float(values[0]) for name, values in seen.scores.items()}, abs=1e-5)
+    assert evidence.p_values == pytest.approx({name: float(values[0]) for name, values in seen.p_values.items()})
+    np.testing.assert_allclose(evidence.output, seen.logits[0].numpy(), atol=1e-5)
+    denoised = artefact.denoisers["median"](torch.from_numpy(pixels))
+    assert evidence.denoised is not None
+    np.testing.assert_allclose(evidence.denoised, denoised.numpy(), atol=1e-6)
+    expected = artefact.ensemble.probe.observe(denoised, ()).logits[0].numpy()
+    np.testing.assert_allclose(evidence.denoised_outputs["median"], expected, atol=1e-5)
+
+
+def test_denoises_in_the_grey_zone_alone(engine: LocalEngine) -> None:
+    image = Image(noise(11), "tiny")
+    p_value = engine.submit(image, soon(), None).result(60).p_value
+    for grey, wanted in (
+        (None, False),
+        (GreyZone(0.0, p_value), True),
+        (GreyZone(p_value, 1.0), False),
+        (GreyZone(0.0, p_value * 0.999), False),
+    ):
+        evidence = engine.submit(image, soon(), grey).result(60)
+        assert (evidence.denoised is not None) == bool(evidence.denoised_outputs) == wanted
+
+
+def test_a_series_is_judged_by_its_loudest_frame_corrected(engine: LocalEngine, artefact: Artefact) -> None:
+    """More frames than a batch holds; every one is seen, and all are denoised."""
+    pixels = noise(12, 20)
+    evidence = engine.submit(Image(pixels, "tiny"), soon(), EVERYWHERE).result(60)
+    seen = artefact.ensemble.examine(torch.from_numpy(pixels))
+    assert evidence.p_value == pytest.approx(min(1.0, 20 * float(seen.p_value.min())))
+    assert evidence.scores["jpeg75"] == pytest.approx(float(seen.scores["jpeg75"].max()), abs=1e-5)
+    shares = torch.softmax(seen.logits, 1).mean(0).numpy()
+    np.testing.assert_allclose(np.exp(evidence.output), shares, atol=1e-5)
+    assert evidence.denoised is not None
+    assert evidence.denoised.shape == pixels.shape
+
+
+def test_scans_of_many_threads_are_examined_together(model: ProtectedModel, artefact: Artefact) -> None:
+    """And each gets its own answer."""
+    metrics = Metrics()
+    wanted = artefact.ensemble.examine(torch.from_numpy(np.concatenate([noise(100 + i) for i in range(48)])))
+    with LocalEngine([model], settings(batch_wait_ms_max=50.0), metrics) as engine, ThreadPoolExecutor(16) as threads:
+
+        def ask(seed: int) -> Evidence:
+            return engine.submit(Image(noise(100 + seed), "tiny"), soon(), None).result(60)
+
+        answers = list(threads.map(ask, range(48)))
+    np.testing.assert_allclose([each.output for each in answers], wanted.logits.numpy(), atol=1e-4)
+    batches = metrics.registry.get_sample_value("scanward_batch_size_count")
+    images = metrics.registry.get_sample_value("scanward_batch_size_sum")
+    assert images == 48
+    assert batches is not None
+    assert images / batches > 2
+
+
+def test_an_image_that_the_detectors_cannot_take_spoils_no_other(model: ProtectedModel) -> None:
+    with LocalEngine([model], settings(batch_wait_ms_max=500.0, batch_size_max=2), Metrics()) as engine:
+        bad = engine.submit(Image(np.full((1, 1, SIDE, SIDE), np.nan, np.float32), "tiny"), soon(), None)
+        good = engine.submit(Image(noise(1), "tiny"), soon(), None)
+        assert 0 < good.result(60).p_value <= 1
+        with pytest.raises(EngineError, match="InputError"):
+            bad.result(60)
+
+
+def test_a_killed_worker_loses_its_batch_and_is_replaced(model: ProtectedModel) -> None:
+    metrics = Metrics()
+    with LocalEngine([model], settings(), metrics) as engine:
+        first = engine.worker_pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)  # so that the batch is surely in its hands when it dies
+        caught = engine.submit(Image(noise(1), "tiny"), soon(), None)
+        _until(lambda: metrics.registry.get_sample_value("scanward_batch_size_count") == 1)
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(WorkerLostError):
+            caught.result(60)
+        waiting = engine.submit(Image(noise(2), "tiny"), soon(), None)
+        assert 0 < waiting.result(60).p_value <= 1
+        assert engine.ready
+        assert engine.worker_pid not in (None, first)
+
+
+def test_a_worker_that_hangs_is_taken_for_lost(model: ProtectedModel) -> None:
+    with LocalEngine([model], settings(), Metrics(), batch_s_max=0.2) as engine:
+        pid = engine.worker_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLostError):
+            engine.submit(Image(noise(1), "tiny"), soon(), None).result(60)
+
+
+def test_the_worker_dies_with_the_gateway(model: ProtectedModel, tmp_path: Path) -> None:
+    """Even when the gateway gets no chance to say so, and the worker is in the middle of something."""
+    (tmp_path / "manifest").write_bytes(model.manifest)
+    (tmp_path / "model").write_bytes(model.onnx)
+    (tmp_path / "profile").write_bytes(PROFILE_TEXT)
+    script = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from gateway.config import EngineConfig\nfrom gateway.engine.local import LocalEngine\n"
+        "from gateway.metrics import Metrics\nfrom gateway.profile import Profile\n"
+        "from gateway.protected import ProtectedModel\n"
+        "here = Path(sys.argv[1])\n"
+        "model = ProtectedModel('tiny', Profile.from_toml((here/'profile').read_bytes()), (here/'model').read_bytes(),"
+        " Path(sys.argv[2]), (here/'manifest').read_bytes(), 'confident', 0.1)\n"
+        f"engine = LocalEngine([model], EngineConfig.model_validate({settings().model_dump()!r}), Metrics())\n"
+        "engine.start()\nprint(engine.worker_pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), str(model.artefact)], stdout=subprocess.PIPE, text=True
+    ) as gateway:
+        assert gateway.stdout is not None
+        worker = int(gateway.stdout.readline())
+        os.kill(worker, signal.SIGSTOP)
+        gateway.kill()
+    _until(lambda: not _alive(worker))
+
+
+def test_a_caller_who_has_gone_costs_nothing(model: ProtectedModel) -> None:
+    metrics = Metrics()
+    with LocalEngine([model], settings(batch_wait_ms_max=50.0), metrics) as engine:
+        gone = engine.submit(Image(noise(1), "tiny"), Deadline.after(0.0), None)
+        hung_up = engine.submit(Image(noise(1), "tiny"), Deadline.after(60.0, cancelled=lambda: True), None)
+        waits = engine.submit(Image(noise(2), "tiny"), soon(), None)
+        assert waits.result(60).p_value > 0
+        for future in (gone, hung_up):
+            with pytest.raises(ExpiredError):
+                future.result(60)
+    assert metrics.registry.get_sample_value("scanward_batch_size_sum") == 1
+
+
+def test_a_full_queue_says_so(model: ProtectedModel) -> None:
+    with LocalEngine([model], settings(queue_max=2, batch_wait_ms_max=10_000.0), Metrics()) as engine:
+        waiting = [engine.submit(Image(noise(i), "tiny"), soon(), None) for i in range(2)]
+        with pytest.raises(Overloaded):
+            engine.submit(Image(noise(3), "tiny"), soon(), None)
+    for future in waiting:
+        with pytest.raises(WorkerLostError, match="closed"):
+            future.result(60)
+
+
+def test_closing_frees_the_worker_and_the_memory(model: ProtectedModel) -> None:
+    before = _maps()
+    with LocalEngine([model], settings(), Metrics()) as engine:
+        pid = engine.worker_pid
+        assert pid is not None
+        assert _maps() == before + 1
+        assert "scanward-images" in Path(f"/proc/{pid}/maps").read_text()
+        assert "grpc" not in Path(f"/proc/{pid}/maps").read_text()
+        engine.submit(Image(noise(1), "tiny"), soon(), EVERYWHERE).result(60)
+    assert not _alive(pid)
+    assert not engine.ready
+    assert _maps() == before
+    with pytest.raises(WorkerLostError):
+        engine.submit(Image(noise(1), "tiny"), soon(), None)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 1, 8, 8)), np.zeros((0, 1, SIDE, SIDE)), np.zeros((65, 1, SIDE, SIDE))]
+)
+def test_an_image_of_another_shape_is_a_mistake_of_the_caller(engine: LocalEngine, images: NDArray[Any]) -> None:
+    with pytest.raises(ValueError, match="takes 1 to"):
+        engine.submit(Image(images.astype(np.float32), "tiny"), soon(), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"onnx": onnx_model() + b"\0\0"}, "another model"),
+        ({"manifest": b"{}"}, "manifest"),
+        ({"profile": Profile.from_toml(PROFILE_TEXT + b"# touched\n")}, "another profile"),
+        ({"artefact": Path("/nonexistent")}, "missing"),
+    ],
+)
+def test_what_the_worker_cannot_run_is_refused_at_the_start(
+    model: ProtectedModel, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"models.tiny.*{words}"):
+        LocalEngine([replace(model, **change)], settings(), Metrics()).start()
+
+
+def test_a_device_that_is_not_there_is_refused(model: ProtectedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=r"engine\.device"):
+        LocalEngine([model], settings(device="cuda"), Metrics()).start()
+
+
+# -- the stages that ask the engine --
+
+
+def ask(engine: LocalEngine, case: Case, *, rate: float, grey_p: float, deadline: Deadline | None = None) -> Case:
+    """What the two stages make of a case that has an image."""
+    deadline = deadline or soon()
+    case = DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p).run(case, deadline)
+    if not case.has("evidence"):
+        return case
+    return DenoisingStage(PROFILE, false_positive_rate=rate, grey_p=grey_p).run(case, deadline)
+
+
+@pytest.fixture
+def case(make_case: Callable[..., Case]) -> Case:
+    return replace(make_case(findings=()), image=Image(noise(11), "tiny"))
+
+
+def test_above_the_grey_zone_both_stages_pass(engine: LocalEngine, case: Case) -> None:
+    detection, denoising = ask(engine, case, rate=1e-9, grey_p=1e-8).findings
+    assert (detection.outcome, denoising.outcome) == (Outcome.PASSED, Outcome.PASSED)
+    assert detection.p_value is not None
+    assert set(detection.p_values) == set(SHIFTS)
+    assert "above the grey zone" in denoising.detail
+
+
+def test_at_the_rate_a_scan_is_suspect(engine: LocalEngine, case: Case) -> None:
+    p_value = ask(engine, case, rate=1e-9, grey_p=1e-8).findings[0].p_value
+    assert p_value is not None
+    detection, denoising = ask(engine, case, rate=p_value, grey_p=min(1.0, p_value * 1.5)).findings
+    assert (detection.outcome, detection.reason) == (Outcome.FAILED, GatewayReason.SUSPECT)
+    assert denoising.outcome is Outcome.PASSED
+    assert "below the grey zone" in denoising.detail
+
+
+def test_in_the_grey_zone_the_readings_are_compared(engine: LocalEngine, case: Case, artefact: Artefact) -> None:
+    seen = ask(engine, case, rate=1e-9, grey_p=1.0)
+    denoised = artefact.denoisers["median"](torch.from_numpy(noise(11)))
+    raw, after = (artefact.ensemble.probe.observe(x, ()).predictions for x in (torch.from_numpy(noise(11)), denoised))
+    assert seen.findings[1].outcome is (Outcome.PASSED if torch.equal(raw, after) else Outcome.FAILED)
+    assert seen.evidence is not None
+    flipped = {"median": seen.evidence.output[::-1].copy()}
+    other = replace(seen, evidence=replace(seen.evidence, denoised_outputs=flipped), findings=())
+    finding = DenoisingStage(PROFILE, false_positive_rate=1e-9, grey_p=1.0).run(other, soon()).findings[0]
+    assert (finding.outcome, finding.reason) == (Outcome.FAILED, GatewayReason.SUSPECT)
+    bare = replace(seen, evidence=replace(seen.evidence, denoised_outputs={}, denoised=None), findings=())
+    finding = DenoisingStage(PROFILE, false_positive_rate=1e-9, grey_p=1.0).run(bare, soon()).findings[0]
+    assert (finding.outcome, finding.reason) == (Outcome.INDETERMINATE, GatewayReason.DETECTOR_ERROR)
+
+
+def test_what_the_engine_cannot_answer_is_indeterminate(model: ProtectedModel, case: Case) -> None:
+    engine = LocalEngine([model], settings(queue_max=1, batch_size_max=1), Metrics())
+    with engine:
+        pid = engine.worker_pid
+        assert pid is not None
+        not_finite = replace(case, image=Image(np.full((1, 1, SIDE, SIDE), np.nan, np.float32), "tiny"))
+        reasons = [ask(engine, not_finite, rate=0.1, grey_p=0.2).findings]
+        os.kill(pid, signal.SIGSTOP)
+        reasons.append(ask(engine, case, rate=0.1, grey_p=0.2, deadline=Deadline.after(0.2)).findings)
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(ask, engine, case, rate=0.1, grey_p=0.2)
+            _until(lambda: engine._process is not None and len(engine._process.sent) == 2)
+            engine.submit(case.image or Image(noise(1), "tiny"), soon(), None)
+            reasons.append(ask(engine, case, rate=0.1, grey_p=0.2).findings)
+            os.kill(pid, signal.SIGKILL)
+            reasons.append(waiting.result(60).findings)
+    reasons.append(ask(engine, case, rate=0.1, grey_p=0.2).findings)
+    assert [[(finding.outcome, finding.reason) for finding in findings] for findings in reasons] == [
+        [(Outcome.INDETERMINATE, GatewayReason.DETECTOR_ERROR)],
+        [(Outcome.INDETERMINATE, GatewayReason.TIMEOUT)],
+        [(Outcome.INDETERMINATE, GatewayReason.NOT_RUN)],
+        [(Outcome.INDETERMINATE, GatewayReason.WORKER_LOST)],
+        [(Outcome.INDETERMINATE, GatewayReason.NOT_RUN)],
+    ]
+
+
+def _maps() -> int:
+    return Path("/proc/self/maps").read_text().count("scanward-images")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return False
+
+
+def _until(condition: Any) -> None:
+    """Wait for what must come; the test's own time limit is the only clock."""
+    while not condition():
+        time.sleep(0.01)
