@@ -49,7 +49,7 @@ def scans(count: int, size: int = 48, seed: int = 1) -> Tensor:
     return torch.randint(100, 900, (count, 1, size, size), generator=draws).float()
 
 
-ATTACKS = [PGD(eps=2.0, steps=4, restarts=2), PGD(eps=2.0, steps=4, loss="ce"), FGSM(eps=2.0)]
+ATTACKS: list[Attack] = [PGD(eps=2.0, steps=4, restarts=2), PGD(eps=2.0, steps=4, loss="ce"), FGSM(eps=2.0)]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)

@@ -16,6 +16,7 @@ from pydicom.uid import UID
 
 from gateway.profile import Profile
 from lab import phantoms
+from lab.drawing.scanner import RESCALE_INTERCEPT
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_stored_values_fill_twelve_bits_and_no_more(slices: list[phantoms.Phanto
 def test_the_tissues_have_their_hounsfield_units(slices: list[phantoms.Phantom]) -> None:
     """Air, lung, fat and bone are where radiology expects them, each a fair part of the slice."""
     for one in slices:
-        hu = one.pixels.astype(np.int32) + phantoms.RESCALE_INTERCEPT
+        hu = one.pixels.astype(np.int32) + RESCALE_INTERCEPT
         share = {
             "air": np.mean((hu > -1100) & (hu < -960)),
             "lung": np.mean((hu > -950) & (hu < -700)),
