@@ -28,6 +28,7 @@ _JPEG = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(5[0-9]|6[0-6]|70|8[01])")
 _JPEG_2000 = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(9[0-3]|20[1-3])")
 _VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.10[0-9](\.1)?")
 _ITEM_LIKE = re.compile(rb"\xfe\xff(?:\x00|\xdd)\xe0")
+_END_OF_IMAGE = b"\xff\xd9"
 _FRAMES_MAX = 100_000
 
 
@@ -121,10 +122,15 @@ def _is_whole(frame: Sequence[memoryview], transfer_syntax: str) -> bool:
         segments, first = struct.unpack("<2I", head[:8])
         return bool(1 <= segments <= 15 and first == 64)
     if _JPEG.fullmatch(transfer_syntax):
-        return head.startswith(b"\xff\xd8") and tail.rstrip(b"\0\xff").endswith(b"\xd9")
+        return head.startswith(b"\xff\xd8") and _ends(tail)
     if _JPEG_2000.fullmatch(transfer_syntax):
-        return head.startswith((b"\xff\x4f", b"\0\0\0\x0cjP  ")) and tail.rstrip(b"\0").endswith(b"\xff\xd9")
+        return head.startswith((b"\xff\x4f", b"\0\0\0\x0cjP  ")) and _ends(tail)
     return True
+
+
+def _ends(tail: bytes) -> bool:
+    """EOI of JPEG, EOC of JPEG 2000; then zeros, or one padding byte of whatever value encoders choose."""
+    return tail[:-1].endswith(_END_OF_IMAGE) or tail.rstrip(b"\0").endswith(_END_OF_IMAGE)
 
 
 def _refuse(detail: str) -> NoReturn:

@@ -91,6 +91,11 @@ class TrustPolicy:
         for key, least in (("min_rsa_bits", 1024), ("min_ec_bits", 256), ("revocation_age_s_max", 0), ("age_s_max", 0)):
             if getattr(self, key) < least:
                 raise TrustError(f"{key}: at least {least}")
+        for oid in self.required_eku:
+            try:
+                x509.ObjectIdentifier(oid)
+            except ValueError as error:
+                raise TrustError(f"required_eku: {oid!r} is not an object identifier") from error
         if not self.mac:
             raise TrustError("mac: names no algorithm, so nothing could be accepted")
 

@@ -1,0 +1,397 @@
+"""Chains, revocation, time stamps, bindings and freshness: each at the right time, each with its own reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+import signing
+from signing import AllowedSigner, Binding, Reason, SignatureError, Source, Trust, TrustError, TrustPolicy, read
+from signing.certificates import find_paths
+from signing.testing import Hospital
+
+DAY = timedelta(days=1)
+
+
+def outcome(
+    data: bytes, trust: Trust, at: datetime, source: Source | None = None
+) -> tuple[Reason, dict[str, str], bool]:
+    try:
+        return Reason.OK, dict(signing.verify(read(data), trust, at=at, source=source).checks), False
+    except SignatureError as error:
+        return error.reason, dict(error.checks), error.indeterminate
+
+
+@pytest.fixture(scope="session")
+def signed(ct: bytes, hospital: Hospital, now: datetime) -> bytes:
+    return signing.sign(ct, signer=hospital.signer("ct"), at=now)
+
+
+@pytest.fixture
+def ward(tmp_path: Path, now: datetime) -> Hospital:
+    """A hospital of one's own, to revoke in."""
+    return Hospital.make(tmp_path, now=now)
+
+
+def test_a_good_signature_passes_every_check_that_was_asked_for(
+    signed: bytes, hospital: Hospital, now: datetime
+) -> None:
+    reason, checks, _ = outcome(signed, hospital.trust(), now)
+    assert reason is Reason.OK
+    assert list(checks) == ["crypto", "coverage", "signer", "chain", "revocation", "timestamp", "binding", "freshness"]
+    assert [checks[name] for name in ("timestamp", "binding", "freshness")] == ["not_run"] * 3
+    assert all(checks[name] == "passed" for name in ("crypto", "coverage", "signer", "chain", "revocation"))
+
+
+def test_a_stranger_with_the_same_names_is_untrusted(ct: bytes, hospital: Hospital, now: datetime) -> None:
+    foreign = signing.sign(ct, signer=hospital.signer("stranger"), at=now)
+    reason, checks, _ = outcome(foreign, hospital.trust(), now)
+    assert (reason, checks["crypto"], checks["chain"], checks["signer"]) == (
+        Reason.UNTRUSTED,
+        "passed",
+        "failed",
+        "not_run",
+    )
+
+
+def test_without_the_intermediate_nothing_chains(signed: bytes, hospital: Hospital, now: datetime) -> None:
+    trust = Trust.load(None, [hospital.path("root.pem")])
+    assert outcome(signed, trust, now)[0] is Reason.UNTRUSTED
+
+
+@pytest.mark.parametrize(("when", "reason"), [(-400, Reason.NOT_YET_VALID), (5000, Reason.EXPIRED)])
+def test_certificates_are_judged_at_the_time_of_receipt(
+    when: int, reason: Reason, signed: bytes, hospital: Hospital, now: datetime
+) -> None:
+    trust = hospital.trust(TrustPolicy(revocation="unsafe_off"))
+    found, checks, _ = outcome(signed, trust, now + when * DAY)
+    assert (found, checks["chain"], checks["revocation"]) == (reason, "failed", "not_run")
+
+
+@pytest.mark.parametrize("who", ["ct", "intermediate"])
+def test_the_whole_chain_is_checked_for_revocation(who: str, ct: bytes, ward: Hospital, now: datetime) -> None:
+    signed = signing.sign(ct, signer=ward.signer("ct"), at=now)
+    ward.issue_crls(now=now, revoked={who: now - timedelta(hours=2)})
+    reason, checks, _ = outcome(signed, ward.trust(), now)
+    assert (reason, checks["revocation"]) == (Reason.REVOKED, "failed")
+
+
+@pytest.mark.parametrize(
+    ("policy", "days", "expected"),
+    [
+        (TrustPolicy(), 30, Reason.REVOCATION_UNKNOWN),  # past its next update
+        (TrustPolicy(revocation_age_s_max=60), 0, Reason.REVOCATION_UNKNOWN),  # older than the policy allows
+        (TrustPolicy(revocation="unsafe_soft_fail"), 30, Reason.OK),
+        (TrustPolicy(revocation="unsafe_off"), 30, Reason.OK),
+    ],
+)
+def test_stale_revocation_material_fails_hard_unless_told_otherwise(
+    policy: TrustPolicy, days: int, expected: Reason, signed: bytes, hospital: Hospital, now: datetime
+) -> None:
+    reason, checks, indeterminate = outcome(signed, hospital.trust(policy), now + days * DAY)
+    assert reason is expected
+    if expected is Reason.REVOCATION_UNKNOWN:
+        assert (checks["revocation"], indeterminate) == ("indeterminate", True)
+
+
+def test_a_revocation_holds_however_stale_the_list_is(ct: bytes, ward: Hospital, now: datetime) -> None:
+    signed = signing.sign(ct, signer=ward.signer("ct"), at=now)
+    ward.issue_crls(now=now, days=1, revoked={"ct": now - timedelta(hours=2)})
+    assert outcome(signed, ward.trust(TrustPolicy(revocation="unsafe_soft_fail")), now + 90 * DAY)[0] is Reason.REVOKED
+
+
+def test_a_list_signed_by_another_key_says_nothing(
+    signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+) -> None:
+    other = Hospital.make(tmp_path, now=now)
+    trust = Trust.load(
+        None,
+        [hospital.path("root.pem")],
+        [hospital.path("intermediate.pem")],
+        [other.path("root.crl"), other.path("intermediate.crl")],
+    )
+    assert outcome(signed, trust, now)[0] is Reason.REVOCATION_UNKNOWN
+
+
+def respond(
+    hospital: Hospital,
+    now: datetime,
+    path: Path,
+    status: ocsp.OCSPCertStatus,
+    who: str = "ct",
+    by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+) -> Path:
+    issuer = hospital.certificate("intermediate")
+    issuer_key = hospital.key("intermediate")
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    responder, key = by or (issuer, issuer_key)
+    revoked = status is ocsp.OCSPCertStatus.REVOKED
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        hospital.certificate(who),
+        issuer,
+        hashes.SHA256(),
+        status,
+        now,
+        now + DAY,
+        now - DAY if revoked else None,
+        None,
+    )
+    builder = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, responder).certificates([responder])
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (ocsp.OCSPCertStatus.GOOD, Reason.OK),
+        (ocsp.OCSPCertStatus.REVOKED, Reason.REVOKED),
+        (ocsp.OCSPCertStatus.UNKNOWN, Reason.REVOCATION_UNKNOWN),
+    ],
+)
+def test_an_ocsp_response_stands_in_for_a_list(
+    status: ocsp.OCSPCertStatus, expected: Reason, signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+) -> None:
+    response = respond(hospital, now, tmp_path / "r.der", status)
+    crls = [hospital.path("root.crl")]
+    trust = Trust.load(None, [hospital.path("root.pem")], [hospital.path("intermediate.pem")], crls, [response])
+    assert outcome(signed, trust, now)[0] is expected
+
+
+def certify(
+    hospital: Hospital,
+    now: datetime,
+    *extensions: tuple[x509.ExtensionType, bool],
+    by: str = "intermediate",
+    cn: str = "x",
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateBuilder().subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, cn)]))
+    builder = builder.issuer_name(hospital.certificate(by).subject).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - DAY).not_valid_after(now + 4000 * DAY)
+    for value, critical in extensions:
+        builder = builder.add_extension(value, critical)
+    return builder.sign(hospital.key(by), hashes.SHA256()), key
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_only_a_responder_certified_for_it_speaks_for_the_issuer(
+    certified: bool, signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+) -> None:
+    usage = ExtendedKeyUsageOID.OCSP_SIGNING if certified else ExtendedKeyUsageOID.CLIENT_AUTH
+    responder = certify(hospital, now, (x509.ExtendedKeyUsage([usage]), False))
+    response = respond(hospital, now, tmp_path / "r.der", ocsp.OCSPCertStatus.GOOD, by=responder)
+    crls = [hospital.path("root.crl")]
+    trust = Trust.load(None, [hospital.path("root.pem")], [hospital.path("intermediate.pem")], crls, [response])
+    assert outcome(signed, trust, now)[0] is (Reason.OK if certified else Reason.REVOCATION_UNKNOWN)
+
+
+def directory(name: str) -> x509.DirectoryName:
+    return x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+
+
+CA = (x509.BasicConstraints(True, None), True)
+
+
+@pytest.mark.parametrize(
+    ("issuer_extensions", "leaf_name", "chains"),
+    [
+        ([CA], "x", True),
+        ([], "x", False),
+        ([(x509.BasicConstraints(False, None), True)], "x", False),
+        ([CA, (x509.NameConstraints([directory("good")], None), True)], "good", True),
+        ([CA, (x509.NameConstraints([directory("good")], None), True)], "bad", False),
+        ([CA, (x509.NameConstraints(None, [directory("bad")]), True)], "bad", False),
+        ([CA, (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0"), True)], "x", False),
+        ([CA, (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0"), False)], "x", True),
+    ],
+)
+def test_a_path_keeps_the_rules_of_rfc_5280(
+    issuer_extensions: list[tuple[x509.ExtensionType, bool]],
+    leaf_name: str,
+    chains: bool,
+    hospital: Hospital,
+    now: datetime,
+) -> None:
+    issuer, issuer_key = certify(hospital, now, *issuer_extensions, by="root", cn="another issuer")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, leaf_name)])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(issuer.subject).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now - DAY).not_valid_after(now + DAY)
+    leaf = builder.sign(issuer_key, hashes.SHA256())
+    assert bool(find_paths(leaf, [hospital.certificate("root")], [issuer])) is chains
+
+
+def test_a_path_is_no_longer_than_its_issuers_allow(hospital: Hospital, now: datetime) -> None:
+    inner = hospital.certificate("intermediate")  # path length 0
+    issuer, issuer_key = certify(hospital, now, CA, cn="below an issuer that allows none")
+    builder = x509.CertificateBuilder().subject_name(inner.subject).issuer_name(issuer.subject)
+    builder = builder.public_key(issuer_key.public_key()).serial_number(1)
+    leaf = builder.not_valid_before(now - DAY).not_valid_after(now + DAY).sign(issuer_key, hashes.SHA256())
+    assert not find_paths(leaf, [hospital.certificate("root")], [inner, issuer])
+
+
+def test_many_certificates_of_one_name_do_not_make_the_search_long(hospital: Hospital, now: datetime) -> None:
+    crowd = [certify(hospital, now, CA, by="root", cn="Scanward Demo Device CA")[0] for _ in range(80)]
+    assert not find_paths(hospital.certificate("stranger"), [hospital.certificate("root")], crowd)
+
+
+def test_a_time_stamp_keeps_a_signature_beyond_its_certificate(ct: bytes, ward: Hospital, now: datetime) -> None:
+    later = now + 5000 * DAY
+    plain = signing.sign(ct, signer=ward.signer("ct"), at=now)
+    stamped = signing.sign(ct, signer=ward.signer("ct"), at=now, tsa=ward.authority(lambda: now))
+    trust = ward.trust(TrustPolicy(revocation="unsafe_off"))
+    assert outcome(plain, trust, later)[0] is Reason.EXPIRED
+    assert outcome(stamped, trust, later)[0] is Reason.OK
+    assert signing.verify(read(stamped), trust, at=later).timestamp == now
+
+
+@pytest.mark.parametrize(("revoked_after", "expected"), [(1, Reason.OK), (-1, Reason.REVOKED)])
+def test_a_revocation_counts_from_its_date_against_the_time_stamp(
+    revoked_after: int, expected: Reason, ct: bytes, ward: Hospital, now: datetime
+) -> None:
+    stamped = signing.sign(ct, signer=ward.signer("ct"), at=now, tsa=ward.authority(lambda: now))
+    ward.issue_crls(now=now + 3 * DAY, revoked={"ct": now + revoked_after * DAY})
+    assert outcome(stamped, ward.trust(), now + 3 * DAY)[0] is expected
+
+
+def test_a_time_stamp_can_be_required(signed: bytes, hospital: Hospital, now: datetime) -> None:
+    reason, checks, _ = outcome(signed, hospital.trust(TrustPolicy(timestamp="required")), now)
+    assert (reason, checks["timestamp"]) == (Reason.TIMESTAMP_MISSING, "failed")
+
+
+class Forger:
+    """Stamps with whatever it is told."""
+
+    def __init__(self, make: Callable[[bytes], bytes]) -> None:
+        self._make = make
+
+    def stamp(self, signature: bytes) -> bytes:
+        return self._make(signature)
+
+
+def test_a_time_stamp_that_is_there_and_wrong_always_fails(ct: bytes, hospital: Hospital, now: datetime) -> None:
+    authority = hospital.authority(lambda: now)
+    wrong_key = signing.testing.LocalAuthority(hospital.certificate("tsa"), hospital.key("mr"), lambda: now)
+    not_one = signing.testing.LocalAuthority(hospital.certificate("mr"), hospital.key("mr"), lambda: now)
+    for make in (
+        lambda _: b"garbage!",
+        lambda _: authority.stamp(b"another signature"),
+        lambda value: authority.stamp(value)[:-4],
+        lambda value: authority.stamp(value) + b"\0\0",
+        lambda value: b"\x30\x84\xff\xff\xff\xff" + authority.stamp(value),
+        wrong_key.stamp,
+        not_one.stamp,
+        hospital.authority(lambda: now + DAY).stamp,
+    ):
+        stamped = signing.sign(ct, signer=hospital.signer("mr"), at=now, tsa=Forger(make))
+        reason, checks, _ = outcome(stamped, hospital.trust(), now)
+        assert (reason, checks["crypto"], checks["timestamp"]) == (Reason.TIMESTAMP_INVALID, "passed", "failed")
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ((AllowedSigner(common_name="CT Scanner 0001"),), Reason.OK),
+        ((AllowedSigner(subject="CN=CT Scanner 0001,O=Scanward Demo Hospital"),), Reason.OK),
+        ((AllowedSigner(issuer="CN=Scanward Demo Device CA,O=Scanward Demo Hospital"),), Reason.OK),
+        ((AllowedSigner(common_name="CT Scanner 0001", sop_classes=("1.2.840.10008.5.1.4.1.1.2",)),), Reason.OK),
+        ((AllowedSigner(common_name="MR Scanner 0001"),), Reason.SIGNER_NOT_ALLOWED),
+        ((AllowedSigner(common_name="CT Scanner 0001", issuer="CN=Other"),), Reason.SIGNER_NOT_ALLOWED),
+        ((AllowedSigner(common_name="CT Scanner 0001", sop_classes=("1.2.3",)),), Reason.SIGNER_NOT_ALLOWED),
+        ((AllowedSigner(common_name="CT Scanner 0001", only_additional=True),), Reason.SIGNER_NOT_ALLOWED),
+        ((), Reason.SIGNER_NOT_ALLOWED),
+    ],
+)
+def test_only_allowed_signers_are_accepted(
+    entries: tuple[AllowedSigner, ...], expected: Reason, signed: bytes, hospital: Hospital, now: datetime
+) -> None:
+    assert outcome(signed, hospital.trust(TrustPolicy(allowed_signers=entries)), now)[0] is expected
+
+
+def test_a_signer_is_known_by_fingerprint(signed: bytes, hospital: Hospital, now: datetime) -> None:
+    digits = hospital.certificate("ct").fingerprint(hashes.SHA256()).hex(":").upper()
+    policy = TrustPolicy(allowed_signers=(AllowedSigner(fingerprint_sha256=digits),))
+    assert outcome(signed, hospital.trust(policy), now)[0] is Reason.OK
+
+
+CT1 = Source(calling_ae="CT1")
+
+
+@pytest.mark.parametrize(
+    ("binding", "source", "expected"),
+    [
+        (Binding(signers=("CT Scanner 0001",), modality="CT"), None, Reason.OK),
+        (Binding(signers=("CT Scanner 0001",), calling_ae="CT1", manufacturer="GE MEDICAL SYSTEMS"), CT1, Reason.OK),
+        (Binding(signers=("CT Scanner 0001",), calling_ae="CT1"), None, Reason.OK),
+        (Binding(signers=("CT Scanner 0001",), calling_ae="CT2"), CT1, Reason.BINDING_MISMATCH),
+        (Binding(signers=("CT Scanner 0001",), modality="MR"), None, Reason.BINDING_MISMATCH),
+        (Binding(signers=("MR Scanner 0001",), modality="CT"), None, Reason.BINDING_MISMATCH),
+        (Binding(signers=("CT Scanner 0001",), tls_subject="CN=ct1"), CT1, Reason.BINDING_MISMATCH),
+    ],
+)
+def test_a_source_is_bound_to_its_signers(
+    binding: Binding, source: Source | None, expected: Reason, signed: bytes, hospital: Hospital, now: datetime
+) -> None:
+    assert outcome(signed, hospital.trust(TrustPolicy(bindings=(binding,))), now, source)[0] is expected
+
+
+@pytest.mark.parametrize(("age", "expected"), [(100, Reason.OK), (4000, Reason.TOO_OLD), (-4000, Reason.NOT_YET_VALID)])
+def test_a_stale_signature_is_not_fresh(
+    age: int, expected: Reason, ct: bytes, hospital: Hospital, now: datetime
+) -> None:
+    signed = signing.sign(ct, signer=hospital.signer("ct"), at=now - timedelta(seconds=age))
+    reason, checks, _ = outcome(signed, hospital.trust(TrustPolicy(age_s_max=3600)), now)
+    assert (reason, checks["freshness"]) == (expected, "passed" if expected is Reason.OK else "failed")
+
+
+def test_a_chain_is_searched_once_for_a_whole_series(
+    signed: bytes, hospital: Hospital, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust = hospital.trust()
+    outcome(signed, trust, now)
+    monkeypatch.setattr("signing.trust.find_paths", None)
+    monkeypatch.setattr("signing.revocation.is_issued_by", None)
+    assert outcome(signed, trust, now + timedelta(hours=1))[0] is Reason.OK
+    assert outcome(signed, trust, now + 30 * DAY)[0] is Reason.REVOCATION_UNKNOWN  # dates are never cached
+
+
+def test_verification_needs_a_time_zone(signed: bytes, hospital: Hospital) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        signing.verify(read(signed), hospital.trust(), at=datetime(2026, 3, 1))
+
+
+@pytest.mark.parametrize("broken", ["roots", "intermediates", "crls", "ocsp"])
+def test_broken_trust_material_is_named(broken: str, hospital: Hospital, tmp_path: Path) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_bytes(b"-----BEGIN JUNK-----")
+    given = {"roots": [hospital.path("root.pem")], broken: [junk]}
+    with pytest.raises(TrustError, match="junk"):
+        Trust.load(None, **given)
+    with pytest.raises(TrustError, match="missing"):
+        Trust.load(None, **{**given, broken: [tmp_path / "missing.pem"]})
+
+
+def test_no_root_no_trust(tmp_path: Path) -> None:
+    with pytest.raises(TrustError, match="no trusted root"):
+        Trust.load(None, [tmp_path])
+
+
+def test_times_are_compared_as_utc(ct: bytes, hospital: Hospital, now: datetime) -> None:
+    from signing.mac import parse_datetime
+
+    assert parse_datetime("20260301130000.5+0100") == datetime(2026, 3, 1, 12, 0, 0, 500000, tzinfo=UTC)
+    assert parse_datetime("20260301120000") == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for text in ("", "2026", "20261301120000", "20260301120000+9900", "2026030112000x"):
+        with pytest.raises(SignatureError):
+            parse_datetime(text)
