@@ -5,10 +5,11 @@ from signing.errors import DicomError, EnvelopeError, SignatureError, SignError,
 from signing.files import FileVerdict, verify_file, verify_paths
 from signing.policy import AllowedSigner, Binding, TrustPolicy
 from signing.reasons import Reason
-from signing.report import Identity, Outcome, SignatureReport, VerifiedSignature
+from signing.report import Identity, Outcome, SignatureReport
 from signing.sign import TimestampAuthority, sign
 from signing.signers import FileSigner, Signer
 from signing.trust import Trust
+from signing.verified import VerifiedSignature
 from signing.verify import Source, verify
 from signing.view import VerifiedView
 

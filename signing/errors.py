@@ -12,12 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from signing.reasons import Reason
-
-if TYPE_CHECKING:
-    from signing.report import SignatureReport
+from signing.report import SignatureReport
 
 
 class SigningError(Exception):

@@ -15,9 +15,10 @@ from signing.mac import TIMESTAMP, TIMESTAMP_TYPE, Examined, Examiner, locate
 from signing.policy import AllowedSigner, Binding
 from signing.profiles import profiles, strongest
 from signing.reasons import Reason
-from signing.report import CHECKS, Identity, Outcome, SignatureReport, VerifiedSignature, checks_not_run, worst
+from signing.report import CHECKS, Identity, Outcome, SignatureReport, checks_not_run, worst
 from signing.timestamp import CLOCK_SKEW, Token, TokenError, read_token
 from signing.trust import Problem, Trust, is_timestamping_only
+from signing.verified import VerifiedSignature
 from signing.view import VerifiedView, require_matching_meta
 
 _SOURCE_FACTS = {"manufacturer": 0x00080070, "model": 0x00081090, "serial": 0x00181000, "modality": 0x00080060}
