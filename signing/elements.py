@@ -344,8 +344,8 @@ class _Walker:
         if tag >> 16 == 0xFFFE:
             raise DicomError(Reason.MALFORMED, f"{name(tag)} at byte {at} where a data element must begin")
         if any(element.tag == tag for element in found):
-            raise DicomError(Reason.DUPLICATE_ELEMENT, f"{name(tag)} at byte {at} is there twice")
-        raise DicomError(Reason.MALFORMED, f"{name(tag)} at byte {at} is out of order")
+            raise DicomError(Reason.DUPLICATE_ELEMENT, f"{name(tag)} at byte {at} is there twice", tag=tag)
+        raise DicomError(Reason.MALFORMED, f"{name(tag)} at byte {at} is out of order", tag=tag, fault="disorder")
 
     @staticmethod
     def _wrong_length(tag: int, offset: int, length: int, end: int) -> NoReturn:
@@ -354,7 +354,8 @@ class _Walker:
         if offset + length > end:
             detail = f"{name(tag)} claims {length} bytes from byte {offset}, where {max(0, end - offset)} are left"
             raise DicomError(Reason.MALFORMED, detail)
-        raise DicomError(Reason.MALFORMED, f"{name(tag)} has an odd length, {length}, at byte {offset}")
+        detail = f"{name(tag)} has an odd length, {length}, at byte {offset}"
+        raise DicomError(Reason.MALFORMED, detail, tag=tag, fault="odd_length")
 
     @staticmethod
     def _too_many(what: str, allowed: int) -> NoReturn:

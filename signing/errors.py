@@ -25,12 +25,15 @@ class DicomError(SigningError):
     """The bytes are not a DICOM object that can be examined.
 
     `detail` names tags, lengths and offsets, never a value: it may be logged.
+    `tag` and `fault` (`odd_length`, `disorder`) are given where the rule broken has a name of its own.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, *, tag: int | None = None, fault: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.tag = tag
+        self.fault = fault
 
 
 class SignatureError(SigningError):
