@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from signing import der, names
@@ -198,12 +199,28 @@ def signature_value(certificate: x509.Certificate, stored: bytes) -> bytes:
     return der.unpadded(stored) if isinstance(certificate.public_key(), ec.EllipticCurvePublicKey) else stored
 
 
+def parse_certificate(encoded: bytes) -> x509.Certificate:
+    """A stranger's certificate, with what everybody looks at decoded; extensions are left to the path search.
+
+    Raises:
+        ValueError: it is not well-formed.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(encoded)
+        looked_at = certificate.subject, certificate.issuer, certificate.not_valid_after_utc, certificate.public_key()
+    except (TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise ValueError(str(error)) from error
+    assert looked_at
+    return certificate
+
+
 def load_certificates(pem_or_der: bytes) -> Iterator[x509.Certificate]:
     """Every certificate of a PEM bundle, or the one of a DER file."""
     if b"-----BEGIN" in pem_or_der:
-        yield from x509.load_pem_x509_certificates(pem_or_der)
+        for certificate in x509.load_pem_x509_certificates(pem_or_der):
+            yield parse_certificate(certificate.public_bytes(Encoding.DER))
     else:
-        yield x509.load_der_x509_certificate(pem_or_der)
+        yield parse_certificate(pem_or_der)
 
 
 def is_pss(certificate: x509.Certificate) -> bool:

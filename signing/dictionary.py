@@ -83,6 +83,8 @@ def implicit_vr(tag: int, signed_pixels: bool) -> str:
     vr = _entry(tag)[0]
     if vr == "US or SS":
         return "SS" if signed_pixels else "US"
+    if tag & 0xFF00FFFF == 0x50003000:  # Curve Data, whose points have a VR of their own
+        return "OB"
     return "OW" if " or " in vr else vr
 
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from signing import canonical, der
-from signing.certificates import signature_value, verify_digest
+from signing.certificates import parse_certificate, signature_value, verify_digest
 from signing.dataset import DataSet, Element, data_set
 from signing.dictionary import (
     DEFLATED,
@@ -41,6 +41,7 @@ SIGNATURE_UID, SIGNATURE_DATETIME, CERTIFICATE_TYPE = 0x04000100, 0x04000105, 0x
 CERTIFICATE, SIGNATURE = 0x04000115, 0x04000120
 TIMESTAMP_TYPE, TIMESTAMP, PURPOSE = 0x04000305, 0x04000310, 0x04000401
 _CODE_VALUE = 0x00080100
+_OF_BYTES = frozenset((CERTIFICATE, SIGNATURE, TIMESTAMP))
 
 SIGNATURES_MAX = 16
 CERTIFICATE_BYTES_MAX = 16 * 1024
@@ -189,12 +190,14 @@ def _read_item(found: Examined, item: DataSet) -> None:
     if item.text(CERTIFICATE_TYPE) != "X509_1993_SIG":
         raise SignatureError(Reason.MALFORMED, f"{name(CERTIFICATE_TYPE)} is not X509_1993_SIG")
     stored, value = item.value(CERTIFICATE), item.value(SIGNATURE)
+    if any(each.vr != "OB" for each in item if each.tag in _OF_BYTES):
+        raise SignatureError(Reason.MALFORMED, "certificate, signature or timestamp is not of VR OB")
     if len(stored) > CERTIFICATE_BYTES_MAX or len(value) > SIGNATURE_BYTES_MAX:
         raise SignatureError(Reason.MALFORMED, f"a certificate of {len(stored)}, a signature of {len(value)} bytes")
     try:
-        found.certificate = x509.load_der_x509_certificate(der.unpadded(bytes(stored)))
+        found.certificate = parse_certificate(der.unpadded(bytes(stored)))
         found.signature = signature_value(found.certificate, bytes(value))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except ValueError as error:
         raise SignatureError(Reason.MALFORMED, "the certificate or the signature is not well-formed DER") from error
 
 

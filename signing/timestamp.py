@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signing import der
-from signing.certificates import fingerprint, signature_value, verify_digest
+from signing.certificates import fingerprint, parse_certificate, signature_value, verify_digest
 
 TOKEN_BYTES_MAX = 65536
 CLOCK_SKEW = timedelta(minutes=5)
@@ -113,7 +113,7 @@ def _certificates(signed_data: Sequence[der.Tlv]) -> list[x509.Certificate]:
         if part.tag == 0xA0:
             stored = part.children()
             _require(len(stored) <= _CERTIFICATES_MAX, "too many certificates")
-            found.extend(x509.load_der_x509_certificate(item.whole) for item in stored if item.tag == der.SEQUENCE)
+            found.extend(parse_certificate(item.whole) for item in stored if item.tag == der.SEQUENCE)
     return found
 
 
