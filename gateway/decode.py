@@ -73,7 +73,7 @@ class PixelFormat:
             raise _unsupported(f"{stored} bits stored up to bit {high} do not fit {allocated} bits allocated")
         frames = 1 if frames is None else frames
         if min(rows, columns, frames) < 1:
-            raise _wrong_size(f"{frames} frames of {rows} x {columns} hold no pixel")
+            raise _wrong_size(f"{frames} x {rows} x {columns} (frames, rows, columns) hold no pixel")
         return cls(frames, rows, columns, allocated, stored, high, representation == 1, photometric)
 
     @property
@@ -125,7 +125,7 @@ def _native(view: VerifiedView, pixel_format: PixelFormat) -> Pixels:
     value = view.value(_PIXEL_DATA)
     wanted = pixel_format.byte_length
     if len(value) != wanted + wanted % 2:
-        shape = f"{pixel_format.frames} frames of {pixel_format.rows} x {pixel_format.columns}"
+        shape = f"{pixel_format.frames} x {pixel_format.rows} x {pixel_format.columns}"
         raise _wrong_size(
             f"Pixel Data has {len(value)} bytes where {shape} at {pixel_format.bits_allocated} bits need {wanted}"
         )

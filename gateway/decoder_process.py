@@ -41,6 +41,7 @@ def main() -> None:
 
 def _serve(request: dict[str, Any], source: int, target: int, reply: int) -> None:
     """Decode one object and say how it went; a crash says nothing, and the gateway takes that for an answer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the libraries print what a stranger made them
     _limit(request["seconds_max"], os.fstat(source).st_size + os.fstat(target).st_size)
     try:
         refusal = _decode(request, source, target)

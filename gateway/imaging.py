@@ -50,11 +50,9 @@ class Window:
         least = 1.0 if self.function == "LINEAR" else 0.0
         if self.width < least or self.width == 0.0:
             wanted = "at least 1" if self.function == "LINEAR" else "above 0"
-            detail = f"Window Width must be {wanted} for VOI LUT Function {self.function} (PS3.3 C.11.2.1.2)"
-            raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+            raise _unsupported(f"Window Width must be {wanted} for VOI LUT Function {self.function} (PS3.3 C.11.2.1.2)")
         if max(abs(self.center), self.width) > MAGNITUDE_MAX:
-            detail = f"Window Center or Window Width lies beyond {MAGNITUDE_MAX:g}"
-            raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+            raise _unsupported(f"Window Center or Window Width lies beyond {MAGNITUDE_MAX:g}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,11 +107,11 @@ class Rendering:
             detail = "Rescale Slope and Rescale Intercept give values that are not finite"
             raise UnexaminableError(GatewayReason.NOT_FINITE, detail)
         if max(map(abs, ends)) > MAGNITUDE_MAX:
-            detail = f"Rescale Slope and Rescale Intercept give values beyond {MAGNITUDE_MAX:g}"
-            raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+            raise _unsupported(f"Rescale Slope and Rescale Intercept give values beyond {MAGNITUDE_MAX:g}")
+        if self.modality_table is None and self.slope == 0.0:
+            raise _unsupported("Rescale Slope is 0, which makes every pixel the same")
         if not 1 / PIXEL_ASPECT_MAX <= self.pixel_aspect <= PIXEL_ASPECT_MAX:
-            detail = f"rows and columns are spaced more than {PIXEL_ASPECT_MAX:g} to 1"
-            raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+            raise _unsupported(f"rows and columns are spaced more than {PIXEL_ASPECT_MAX:g} to 1")
         object.__setattr__(self, "ends", ends)
 
     @classmethod

@@ -47,9 +47,8 @@ class PreprocessStage:
         assert case.view is not None
         try:
             self._require_match(case.view)  # (1)
-            rendering = Rendering.of(case.view, self._profile)
             frames = decode(case.view, self._decompressor)  # (2)
-            pixels = self._rendered(frames, rendering)  # (3)
+            pixels = self._rendered(frames, Rendering.of(case.view, self._profile))  # (3)
         except UnexaminableError as error:
             return case.with_finding(Finding(self.name, Outcome.INDETERMINATE, error.reason, error.detail))
         count, rows, columns = frames.shape

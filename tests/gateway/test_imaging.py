@@ -193,6 +193,7 @@ def test_the_size_of_a_grey_level_is_known() -> None:
         ({"WindowCenter": 1, "WindowWidth": 5, "VOILUTFunction": "CUBIC"}, GatewayReason.UNSUPPORTED_IMAGE),
         ({"RescaleSlope": "1e308", "RescaleIntercept": 0}, GatewayReason.NOT_FINITE),
         ({"RescaleSlope": "1e300", "RescaleIntercept": 0}, GatewayReason.UNSUPPORTED_IMAGE),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, GatewayReason.UNSUPPORTED_IMAGE),
         ({"PixelSpacing": [0, 1]}, GatewayReason.UNSUPPORTED_IMAGE),
         ({"PixelSpacing": [1000, 1]}, GatewayReason.UNSUPPORTED_IMAGE),
         ({"SharedFunctionalGroupsSequence": [Dataset()]}, GatewayReason.UNSUPPORTED_IMAGE),
