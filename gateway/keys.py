@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from gateway.config import KeysConfig
 from gateway.errors import ConfigError
+from signing import EnvelopeError, envelope
 
 KEY_BYTES = 32
 """Of the quarantine's key: AES-256."""
@@ -51,22 +50,16 @@ class Keys:
 
 def _signing_key(key: str, path: Path) -> Ed25519PrivateKey:
     try:
-        private = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError([f"{key}: {path}: not an unencrypted PEM private key"]) from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise ConfigError([f"{key}: {path}: not an Ed25519 key"])
-    return private
+        return envelope.load_private_key(path)
+    except EnvelopeError as error:
+        raise ConfigError([f"{key}: {error}"]) from error
 
 
 def _public_key(key: str, path: Path) -> Ed25519PublicKey:
     try:
-        public = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError([f"{key}: {path}: not a PEM public key"]) from error
-    if not isinstance(public, Ed25519PublicKey):
-        raise ConfigError([f"{key}: {path}: not an Ed25519 key"])
-    return public
+        return envelope.load_public_key(path)
+    except EnvelopeError as error:
+        raise ConfigError([f"{key}: {error}"]) from error
 
 
 def _secret(key: str, path: Path) -> bytes:

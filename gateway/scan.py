@@ -62,7 +62,9 @@ class Scan:
         try:
             elements = read(view, limits=limits or Limits())
         except DicomError as error:
-            defect = error
+            # Its traceback would hold what the parser had in hand, hundreds of megabytes for a deflate bomb.
+            defect = error.with_traceback(None)
+            defect.__cause__ = defect.__context__ = None
         return cls(view, digest, route, receiver, source, elements, defect)
 
     @property

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -245,11 +246,12 @@ def write_secret(path: Path, secret: bytes) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        children = []
-    return [pid, *(member for child in children for member in _family(int(child)))]
+    """The process and all that descend from it; each thread has children of its own."""
+    members = [pid]
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            members += [member for child in listed.read_text().split() for member in _family(int(child))]
+    return members
 
 
 def _peak_bytes(pid: int) -> int:

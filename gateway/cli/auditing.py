@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from gateway.audit import verify as log_file
 from gateway.cli import CannotRun
+from signing import EnvelopeError, envelope
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _log_option = click.option("--log", "log", required=True, type=_FILE, help="The audit log, an SQLite file.")
@@ -67,9 +67,6 @@ def export(*, log: Path, format_: str, out: Path) -> None:
 
 def _public_key(path: Path) -> Ed25519PublicKey:
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except ValueError as error:
-        raise CannotRun(f"{path}: not a PEM public key") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise CannotRun(f"{path}: not an Ed25519 key")
-    return key
+        return envelope.load_public_key(path)
+    except EnvelopeError as error:
+        raise CannotRun(str(error)) from error

@@ -19,7 +19,7 @@ from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.config import GrpcConfig, TlsConfig
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, ConfigError, GatewayError, ScanError, UpstreamError
-from gateway.receivers.receiver import ANONYMOUS, Caller, CutOff, Gate, Refusals, Unauthenticated
+from gateway.receivers.receiver import ANONYMOUS, Caller, CutOff, Gate, Inflation, Refusals, Unauthenticated
 from gateway.receivers.status import status_of
 from gateway.receivers.wire import sentence, to_wire
 from gateway.reply import Reply
@@ -56,6 +56,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         self._service = service
         self._spool = spool
         self._refusals = refusals
+        self._inflation = Inflation()
 
     def Protect(self, request: pb.ProtectRequest, context: grpc.ServicerContext) -> pb.ProtectReply:  # noqa: N802
         """Examine an object that came in one message."""
@@ -78,8 +79,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         caller = _caller.get()
         if len(request.dicom) > self._config.message_bytes_max:
             raise ScanError(f"the object is larger than {self._config.message_bytes_max} bytes: stream it")
-        scan = Scan.receive(request.dicom, route=caller.route(request.route), receiver=RECEIVER, source=caller.source)
-        return self._service().protect(scan, deadline)
+        return self._protect(request.dicom, caller.route(request.route), caller, deadline, sha256=None)
 
     def _streamed(self, chunks: Iterator[pb.ProtectChunk], context: grpc.ServicerContext, deadline: Deadline) -> Reply:
         caller = _caller.get()
@@ -101,8 +101,14 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
             else:
                 raise CutOff(f"the stream was cut off after {writer.size} bytes: there was no End")
             sha256, data = writer.sha256, writer.seal()
-        scan = Scan.receive(data, route=route, receiver=RECEIVER, source=caller.source, sha256=sha256)
-        return self._service().protect(scan, deadline)
+        return self._protect(data, route, caller, deadline, sha256=sha256)
+
+    def _protect(
+        self, data: bytes | memoryview, route: str, caller: Caller, deadline: Deadline, *, sha256: str | None
+    ) -> Reply:
+        with self._inflation.room(data, deadline):
+            scan = Scan.receive(data, route=route, receiver=RECEIVER, source=caller.source, sha256=sha256)
+            return self._service().protect(scan, deadline)
 
     def _answer(self, context: grpc.ServicerContext, work: Callable[[Deadline], Reply]) -> pb.ProtectReply:
         """Run one call; whatever it raises becomes a status that tells the sender no more than it should know."""

@@ -6,14 +6,19 @@ import hashlib
 import hmac
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from gateway.config import SourceConfig
-from gateway.errors import ConfigError, GatewayError, ScanError
+from gateway.deadline import Deadline
+from gateway.errors import ConfigError, GatewayError, Overloaded, ScanError
 from gateway.scan import Source
+from signing import DicomError
+from signing.dictionary import DEFLATED
+from signing.filemeta import read_file_meta
 
 TOKEN_CHARACTERS_MIN = 32
 """128 bits in hexadecimal: beyond guessing, so no lock-out is needed."""
@@ -153,6 +158,38 @@ class Refusals:
             if skipped:
                 error = Unauthenticated(f"{error}; {skipped} earlier attempts like it were counted, not recorded")
         self._record(error, source)
+
+
+class Inflation:
+    """Room for deflated objects: one grows in memory to many times its size, so few may be there at once."""
+
+    def __init__(self, at_once: int = 2) -> None:
+        self._places = threading.BoundedSemaphore(at_once)
+
+    @contextmanager
+    def room(self, data: bytes | memoryview, deadline: Deadline) -> Iterator[None]:
+        """Hold a place while the object is examined, where it is a deflated one.
+
+        Raises:
+            Overloaded: no place came free before the deadline.
+        """
+        if not _is_deflated(data):
+            yield
+            return
+        if not self._places.acquire(timeout=deadline.remaining()):
+            raise Overloaded("too many deflated objects are examined at once")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+def _is_deflated(data: bytes | memoryview) -> bool:
+    try:
+        meta, _ = read_file_meta(memoryview(data))
+    except DicomError:
+        return False  # nothing of it will be inflated
+    return meta.transfer_syntax == DEFLATED
 
 
 def _digest(token: str) -> bytes:
