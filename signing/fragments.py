@@ -43,7 +43,7 @@ def check_structure(signed: DataSet, transfer_syntax: str) -> None:
         return
     table, fragments = parts[0], parts[1:]
     fixed = _extended_frames(signed, fragments)
-    if fixed is None and any(_holds_item(part) for part in parts):
+    if fixed is None and any(holds_item(part) for part in parts):
         _refuse("a fragment holds what may have been the border between two")
     if _VIDEO.fullmatch(transfer_syntax):
         if len(table):
@@ -107,7 +107,7 @@ def _extended_frames(signed: DataSet, fragments: Sequence[memoryview]) -> list[S
     return frames
 
 
-def _holds_item(part: memoryview) -> bool:
+def holds_item(part: memoryview) -> bool:
     """At an even offset, since fragments have even lengths."""
     return any(found.start() % 2 == 0 for found in _ITEM_LIKE.finditer(part))
 
