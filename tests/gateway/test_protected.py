@@ -1,0 +1,113 @@
+"""A protected model is served only with detectors that a known key vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from gateway.config import ArtefactTrust, ModelConfig
+from gateway.errors import ConfigError
+from gateway.protected import MANIFEST, MANIFEST_ENVELOPE, MANIFEST_TYPE, ProtectedModel
+from signing import envelope
+
+KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
+PROFILE = b"""
+name = "m"
+version = "1"
+task = "multiclass"
+classes = ["a", "b"]
+[input]
+name = "x"
+layout = "NCHW"
+channels = 1
+size = [4, 6]
+range = [0, 1]
+"""
+
+
+def manifest(**changes: Any) -> bytes:
+    return json.dumps({"guarantee": "confident", "fpr": 0.01, **changes}).encode()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ModelConfig:
+    (tmp_path / "profile.toml").write_bytes(PROFILE)
+    (tmp_path / "model.onnx").write_bytes(b"model")
+    (tmp_path / "detectors").mkdir()
+    (tmp_path / "detectors" / MANIFEST).write_bytes(manifest())
+    seal(tmp_path / "detectors", manifest())
+    return ModelConfig(
+        profile=tmp_path / "profile.toml", model=tmp_path / "model.onnx", detectors=tmp_path / "detectors"
+    )
+
+
+def seal(directory: Path, payload: bytes, key: Ed25519PrivateKey = KEY, kind: str = MANIFEST_TYPE) -> None:
+    (directory / MANIFEST_ENVELOPE).write_bytes(envelope.seal(payload, kind, key))
+
+
+def trust(tmp_path: Path, **settings: bool) -> ArtefactTrust:
+    pem = tmp_path / "key.pub"
+    pem.write_bytes(KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return ArtefactTrust(public_keys=(pem,), **settings)
+
+
+def test_reads_each_part_once_and_names_it_by_digest(config: ModelConfig, tmp_path: Path) -> None:
+    model = ProtectedModel.load("ct", config, trust(tmp_path))
+    assert model.shape == (1, 4, 6)
+    assert model.model_sha256 == hashlib.sha256(b"model").hexdigest()
+    assert model.artefact_sha256 == hashlib.sha256(manifest()).hexdigest()
+    assert (model.guarantee, model.false_positive_rate) == ("confident", 0.01)
+
+
+def test_only_what_was_signed_is_read(config: ModelConfig, tmp_path: Path) -> None:
+    """The manifest beside the envelope is for people; changing it changes nothing."""
+    (config.detectors / MANIFEST).write_bytes(manifest(fpr=0.5))
+    assert ProtectedModel.load("ct", config, trust(tmp_path)).manifest == manifest()
+
+
+@pytest.mark.parametrize("change", ["another key", "another type", "no envelope", "no JSON"])
+def test_what_no_known_key_signed_is_refused(change: str, config: ModelConfig, tmp_path: Path) -> None:
+    directory = config.detectors
+    if change == "another key":
+        seal(directory, manifest(), OTHER)
+    elif change == "another type":
+        seal(directory, manifest(), kind="application/vnd.in-toto+json")
+    elif change == "no envelope":
+        (directory / MANIFEST_ENVELOPE).unlink()
+    else:
+        (directory / MANIFEST_ENVELOPE).write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"models\.ct\.detectors"):
+        ProtectedModel.load("ct", config, trust(tmp_path))
+
+
+def test_an_unsigned_artefact_needs_its_unsafe_setting(config: ModelConfig, tmp_path: Path) -> None:
+    (config.detectors / MANIFEST_ENVELOPE).unlink()
+    model = ProtectedModel.load("ct", config, trust(tmp_path, unsafe_unsigned_artefacts=True))
+    assert model.manifest == manifest()
+
+
+def test_that_setting_excuses_no_bad_signature(config: ModelConfig, tmp_path: Path) -> None:
+    seal(config.detectors, manifest(), OTHER)
+    with pytest.raises(ConfigError):
+        ProtectedModel.load("ct", config, trust(tmp_path, unsafe_unsigned_artefacts=True))
+
+
+def test_a_marginal_guarantee_needs_its_unsafe_setting(config: ModelConfig, tmp_path: Path) -> None:
+    seal(config.detectors, manifest(guarantee="marginal"))
+    with pytest.raises(ConfigError, match="unsafe_marginal_guarantee"):
+        ProtectedModel.load("ct", config, trust(tmp_path))
+    model = ProtectedModel.load("ct", config, trust(tmp_path, unsafe_marginal_guarantee=True))
+    assert model.guarantee == "marginal"
+
+
+@pytest.mark.parametrize("payload", [b"[]", b"{}", b"nothing", manifest(fpr="often")])
+def test_a_malformed_manifest_is_refused(payload: bytes, config: ModelConfig, tmp_path: Path) -> None:
+    seal(config.detectors, payload)
+    with pytest.raises(ConfigError, match="manifest"):
+        ProtectedModel.load("ct", config, trust(tmp_path))
