@@ -6,6 +6,7 @@ import hashlib
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from signing.dataset import DataSet, Element
@@ -40,10 +41,11 @@ def covered_elements(data_set: DataSet, listed: Iterable[int]) -> tuple[Element,
         if is_forbidden(tag) or (element is not None and not is_signable(element)):
             raise SignatureError(Reason.UNSIGNABLE_ELEMENT, f"{name(tag)} is listed, but can never be signed")
         if element is not None:
-            covered.append(_without_forbidden(element))
+            covered.append(element if element.items is None else _without_forbidden(element))
     return tuple(covered)
 
 
+@lru_cache(maxsize=65536)
 def is_forbidden(tag: int) -> bool:
     """Never part of a MAC, at any depth: group lengths, groups below 0008, signature macros, padding."""
     return tag & 0xFFFF == 0 or tag < 0x00080000 or tag in _NEVER or tag >> 16 == 0xFFFA
@@ -51,11 +53,12 @@ def is_forbidden(tag: int) -> bool:
 
 def is_signable(element: Element) -> bool:
     """Not forbidden, and nothing in it of VR UN or longer than its VR can say."""
-    if element.vr == "UN" or is_forbidden(element.tag):
+    tag, vr, _, _, length, _, items, fragments = element
+    if vr == "UN" or is_forbidden(tag):
         return False
-    if element.items is not None:
-        return all(is_forbidden(inner.tag) or is_signable(inner) for item in element.items for inner in item)
-    return element.length < 65536 or element.vr in LONG_VRS or element.fragments is not None
+    if items is not None:
+        return all(is_forbidden(inner.tag) or is_signable(inner) for item in items for inner in item)
+    return length < 65536 or vr in LONG_VRS or fragments is not None
 
 
 def update(digest: _Hash, data_set: DataSet, elements: Sequence[Element], *, explicit: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
 from cryptography import x509
@@ -22,6 +23,8 @@ _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 PATH_LENGTH_MAX = 8
 PATHS_MAX = 4
 SIGNATURES_MAX = 64  # signature checks for one search, whatever certificates are lying about
+
+CACHED_MAX = 1024  # certificates: more than a hospital has; strangers' must not grow any cache
 
 _RSASSA_PSS = "1.2.840.113549.1.1.10"
 _CHAIN_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512, hashes.SHA3_256, hashes.SHA3_384, hashes.SHA3_512)
@@ -123,6 +126,7 @@ def extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extensi
         return None
 
 
+@lru_cache(maxsize=CACHED_MAX)
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of the DER, in hexadecimal digits."""
     return certificate.fingerprint(hashes.SHA256()).hex()
@@ -199,6 +203,7 @@ def signature_value(certificate: x509.Certificate, stored: bytes) -> bytes:
     return der.unpadded(stored) if isinstance(certificate.public_key(), ec.EllipticCurvePublicKey) else stored
 
 
+@lru_cache(maxsize=CACHED_MAX)
 def parse_certificate(encoded: bytes) -> x509.Certificate:
     """A stranger's certificate, with what everybody looks at decoded; extensions are left to the path search.
 

@@ -163,7 +163,7 @@ class _Walker:
     def _explicit(self, at: int, scope: _Scope) -> _Found:
         """Elements of an explicit VR data set, and the offset after them and their delimiter."""
         end, delimited = scope.end, scope.delimited
-        data, header, forms, make = self._data, self._header, VR_FORMS, Element._make
+        data, header, forms, new = self._data, self._header, VR_FORMS, tuple.__new__
         found: list[Element] = []
         last = -1
         try:
@@ -182,13 +182,13 @@ class _Walker:
                 stop = offset + length
                 if length == _UNDEFINED or vr == "SQ":
                     found.append(
-                        self._nested(make((tag, vr, at, offset, length, 0, None, None)), scope, self._explicit)
+                        self._nested(new(Element, (tag, vr, at, offset, length, 0, None, None)), scope, self._explicit)
                     )
                     at = found[-1].end
                     continue
                 if stop > end or length & 1:
                     self._wrong_length(tag, offset, length, end)
-                found.append(make((tag, vr, at, offset, length, stop, None, None)))
+                found.append(new(Element, (tag, vr, at, offset, length, stop, None, None)))
                 at = stop
                 self._elements -= 1
                 if self._elements < 0:

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -121,9 +120,9 @@ class Examiner:
 
         if syntax != _expected_syntax(self._elements.transfer_syntax):  # (5)
             found.refused.append((Reason.MAC_PARAMETERS_UNSIGNED, f"{name(MAC_TRANSFER_SYNTAX)} is not the file's"))
-        absent = [tag for tag in found.listed if tag not in container]
-        if absent:
-            detail = f"{name(absent[0])} is listed as signed, but absent"
+        if len(found.covered) < len(found.listed):
+            absent = next(tag for tag in found.listed if tag not in container)
+            detail = f"{name(absent)} is listed as signed, but absent"
             found.refused.append((Reason.DATA_ELEMENTS_SIGNED_MISMATCH, detail))
 
     def _mac_syntax(self, parameters: DataSet) -> str:
@@ -219,8 +218,8 @@ def _listed(parameters: DataSet) -> tuple[int, ...]:
     if element is None or element.vr != "AT" or not value or len(value) % 4:
         raise SignatureError(Reason.DATA_ELEMENTS_SIGNED, f"{name(ELEMENTS_SIGNED)} is not a list of tags")
     halves = struct.unpack(f"{'<' if parameters.little_endian else '>'}{len(value) // 2}H", value)
-    tags = tuple(group << 16 | number for group, number in zip(halves[::2], halves[1::2], strict=True))
-    if any(later <= earlier for earlier, later in pairwise(tags)):
+    tags = tuple([group << 16 | number for group, number in zip(halves[::2], halves[1::2], strict=True)])
+    if tags != tuple(sorted(set(tags))):
         raise SignatureError(Reason.DATA_ELEMENTS_SIGNED, f"{name(ELEMENTS_SIGNED)} is not in the data set's order")
     return tags
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from signing.certificates import extension, fingerprint, is_issued_by
+from signing.certificates import CACHED_MAX, extension, fingerprint, is_issued_by
 
 CLOCK_SKEW = timedelta(minutes=5)
 _OCSP_HASHES = frozenset(("sha1", "sha256", "sha384", "sha512"))
@@ -72,7 +72,7 @@ class Revocation:
         key = fingerprint(certificate), fingerprint(issuer)
         known = self._answers.get(key)
         if known is None:
-            if len(self._answers) >= 1024:  # strangers' certificates must not grow this
+            if len(self._answers) >= CACHED_MAX:
                 self._answers.clear()
             known = self._answers[key] = (*self._from_crls(certificate, issuer), *self._from_ocsp(certificate, issuer))
         return known

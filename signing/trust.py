@@ -14,6 +14,7 @@ from cryptography.x509 import ocsp as x509_ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signing.certificates import (
+    CACHED_MAX,
     NOT_FOR_SIGNING,
     Path,
     common_name,
@@ -29,7 +30,6 @@ from signing.reasons import Reason
 from signing.revocation import Revocation
 
 MATERIAL_BYTES_MAX = 64 * 2**20  # a national CRL is 10 MiB
-_CACHED_MAX = 1024  # strangers' certificates must not grow the cache
 _USAGES = {
     "digitalSignature": "digital_signature",
     "nonRepudiation": "content_commitment",
@@ -108,7 +108,7 @@ class Trust:
         key = fingerprint(certificate)
         paths = self._paths.get(key)
         if paths is None:
-            if len(self._paths) >= _CACHED_MAX:
+            if len(self._paths) >= CACHED_MAX:
                 self._paths.clear()
             paths = self._paths[key] = find_paths(certificate, self.roots, self.intermediates)
         return paths

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
-from signing.certificates import algorithm, fingerprint
+from cryptography import x509
+
+from signing.certificates import CACHED_MAX, algorithm, fingerprint
 from signing.dictionary import PIXEL_DATA, SOP_CLASS_UID, name
 from signing.elements import Elements
 from signing.errors import DicomError, SignatureError
@@ -244,16 +247,13 @@ class _Judge:
         covered = tuple(element.tag for element in found.covered)
         covered_set = frozenset(covered)
         first = min(problems, key=lambda problem: problem.reason.precedence, default=None)
-        signer = None
-        if certificate is not None:
-            subject, issuer = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
-            signer = Identity(subject, issuer, fingerprint(certificate))
+        profile = strongest(container, covered_set) if found.intact else "none"
         return SignatureReport(
             path=found.located.path,
             uid=found.uid,
-            profile=strongest(container, covered_set) if found.intact else "none",
+            profile=profile,
             purpose=found.purpose,
-            signer=signer,
+            signer=None if certificate is None else _identity(certificate),
             algorithm=algorithm(certificate) if certificate is not None else "",
             mac=found.mac,
             signed_at=found.signed_at,
@@ -284,6 +284,12 @@ class _Judge:
             unknown = problem.reason is Reason.REVOCATION_UNKNOWN
             checks[problem.check] = str(Outcome.INDETERMINATE if unknown else Outcome.FAILED)
         return checks
+
+
+@lru_cache(maxsize=CACHED_MAX)
+def _identity(certificate: x509.Certificate) -> Identity:
+    subject, issuer = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
+    return Identity(subject, issuer, fingerprint(certificate))
 
 
 def _require_meta(elements: Elements, checks: dict[str, str], reports: tuple[SignatureReport, ...]) -> None:
