@@ -35,12 +35,13 @@ from gateway.stages.signature import SignatureStage
 from gateway.stages.stage import Stage
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
+from gateway.store.replay import ReplayLedger
 from gateway.store.spool import Spool
 from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.upstreams.upstream import Upstream
 from signing import Trust, TrustError, TrustPolicy
 
-AUDIT_LOG, CHECKPOINT, LEDGER = "audit.sqlite", "checkpoint.dsse.json", "ledger.sqlite"
+AUDIT_LOG, CHECKPOINT, LEDGER, REPLAY = "audit.sqlite", "checkpoint.dsse.json", "ledger.sqlite", "replay.sqlite"
 """Files in the storage directory."""
 QUARANTINE, SPOOL = "quarantine", "spool"
 """Folders in the storage directory."""
@@ -123,6 +124,7 @@ class Records:
     metrics: Metrics
     audit: AuditLog
     ledger: Ledger
+    replay: ReplayLedger
     quarantine: Quarantine
     spool: Spool
     notary: Notary
@@ -143,6 +145,7 @@ class Records:
             checkpoint_file=root / CHECKPOINT,
             retired=keys.retired_checkpoints,
         )
+        replay_s_max = None if storage.replay_days_max is None else storage.replay_days_max * _SECONDS_A_DAY
         try:
             return cls(
                 metrics,
@@ -150,6 +153,7 @@ class Records:
                 Ledger(
                     root / LEDGER, rows_max=storage.ledger_rows_max, age_s_max=storage.ledger_days_max * _SECONDS_A_DAY
                 ),
+                ReplayLedger(root / REPLAY, keys.replay, age_s_max=replay_s_max, metrics=metrics),
                 Quarantine(
                     root / QUARANTINE,
                     keys.quarantine,
@@ -171,6 +175,7 @@ class Records:
     def close(self) -> None:
         """Let go of what is on disk, last of the log, with a checkpoint over its end."""
         self.ledger.close()
+        self.replay.close()
         self.quarantine.close()
         self.audit.close()
 
@@ -215,7 +220,7 @@ def build_service(
     routes = {}
     for name, configured in plan.config.routes.items():
         policy = effective_policy(plan, name)
-        stages = _stages(plan, name, policy, metrics=records.metrics, engine=engine, decompressor=decompressor)
+        stages = _stages(plan, name, policy, records=records, engine=engine, decompressor=decompressor)
         routes[name] = Route(
             name,
             Pipeline(stages, records.metrics),
@@ -253,12 +258,12 @@ def _stages(
     route: str,
     policy: PolicyConfig,
     *,
-    metrics: Metrics,
+    records: Records,
     engine: Engine | None,
     decompressor: Decompressor,
 ) -> tuple[Stage, ...]:
     configured = plan.config.routes[route]
-    signature = SignatureStage(plan.trusts[configured.trust].trust, metrics)
+    signature = SignatureStage(plan.trusts[configured.trust].trust, records.replay, records.metrics)
     if configured.model is None:
         return (signature,)
     assert engine is not None

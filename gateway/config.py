@@ -176,6 +176,8 @@ class StorageConfig(_Table):
     ledger_rows_max: Annotated[int, Field(ge=1)] = 200_000
     """Answers that are remembered, so that the same bytes get the same answer."""
     ledger_days_max: Annotated[float, Field(gt=0.0)] = 90.0
+    replay_days_max: Annotated[float, Field(gt=0.0)] | None = None
+    """How long the replay ledger remembers an accepted instance; without it, for ever."""
 
 
 class KeysConfig(_Table):

@@ -18,6 +18,7 @@ KEY_BYTES = 32
 """Of the quarantine's key: AES-256."""
 
 _NAMES_INFO = b"scanward quarantine names v1"
+_REPLAY_INFO = b"scanward replay ledger v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class Keys:
     def quarantine_names(self) -> bytes:
         """Names held scans; derived, so that it is one key less to keep. A new quarantine key begins new names."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=_NAMES_INFO).derive(self.quarantine)
+
+    @property
+    def replay(self) -> bytes:
+        """Hides instances and patients in the replay ledger; derived likewise."""
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_REPLAY_INFO).derive(self.quarantine)
 
 
 def _signing_key(key: str, path: Path) -> Ed25519PrivateKey:

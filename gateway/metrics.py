@@ -7,7 +7,8 @@ a fixed list, so that no sender can add a series, and none can carry patient dat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from wsgiref.simple_server import WSGIServer
 
@@ -88,6 +89,16 @@ class Metrics:
             registry=registry,
         )
         self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
+        self._replay_rows = Gauge(
+            "scanward_replay_ledger_rows", "Instances remembered with who signed them", registry=registry
+        )
+        self._revocation = Gauge(
+            "scanward_revocation_age_seconds",
+            "Age of the oldest revocation material in use; NaN where there is none",
+            ["trust"],
+            registry=registry,
+        )
+        self._revocation_of: frozenset[str] = frozenset()
         age = Gauge(
             "scanward_audit_checkpoint_age_seconds",
             "Seconds since the last signed checkpoint of the audit log; NaN before the first",
@@ -146,10 +157,26 @@ class Metrics:
         """Note when the last checkpoint was signed, in seconds since the epoch."""
         self._checkpointed_at = seconds
 
+    def replay_rows(self, count: int) -> None:
+        """Set how many rows the replay ledger has."""
+        self._replay_rows.set(count)
+
+    def revocation(self, updated: Mapping[str, float | None]) -> None:
+        """Set when the oldest revocation material in use was issued, in seconds since the epoch, by trust policy.
+
+        A policy that is not named any more loses its series.
+        """
+        for gone in self._revocation_of - updated.keys():
+            self._revocation.remove(gone)
+        self._revocation_of = frozenset(updated)
+        for name, seconds in updated.items():
+            self._revocation.labels(name).set_function(partial(self._age, seconds))
+
     def _checkpoint_age(self) -> float:
-        if self._checkpointed_at is None:
-            return float("nan")
-        return max(0.0, self._clock() - self._checkpointed_at)
+        return self._age(self._checkpointed_at)
+
+    def _age(self, since: float | None) -> float:
+        return float("nan") if since is None else max(0.0, self._clock() - since)
 
     # -- the endpoint --
 

@@ -107,6 +107,11 @@ class Profile:
         return set(required)
 
 
+def is_administrative(tag: int) -> bool:
+    """One of the attributes that archives add or rewrite, and no model reads."""
+    return tag in _tags(_ADMINISTRATIVE)
+
+
 def _is_graphic(group: int) -> bool:
     return group & 0xFF01 in {0x5000, 0x6000} or group == 0x0070
 

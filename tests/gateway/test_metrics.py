@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import urllib.request
 
@@ -39,6 +40,8 @@ def _used() -> Metrics:
     metrics.held(2)
     metrics.audit_records(5)
     metrics.checkpointed_at(940.0)
+    metrics.replay_rows(4)
+    metrics.revocation({"hospital": 900.0, "legacy": None})
     return metrics
 
 
@@ -58,6 +61,8 @@ def test_every_metric_has_its_contracted_name_and_labels():
         'scanward_unsafe_admissions_total{setting="signature.unsigned"}': 1,
         "scanward_audit_records_total": 5,
         "scanward_audit_checkpoint_age_seconds": 60,
+        "scanward_replay_ledger_rows": 4,
+        'scanward_revocation_age_seconds{trust="hospital"}': 100,
     }
     assert {name: samples.get(name) for name in expected} == expected
     assert any(name.startswith('scanward_build_info{version="') and value == 1 for name, value in samples.items())
@@ -87,6 +92,14 @@ def test_a_clock_that_steps_back_gives_no_negative_age():
     metrics = Metrics(clock=lambda: 10.0)
     metrics.checkpointed_at(500.0)
     assert _scrape(metrics)["scanward_audit_checkpoint_age_seconds"] == 0
+
+
+def test_a_trust_policy_that_is_gone_has_no_age_and_one_without_material_has_no_number():
+    metrics = _used()
+    assert math.isnan(_scrape(metrics)['scanward_revocation_age_seconds{trust="legacy"}'])
+    metrics.revocation({"hospital": 950.0})
+    ages = {name: value for name, value in _scrape(metrics).items() if name.startswith("scanward_revocation_age")}
+    assert ages == {'scanward_revocation_age_seconds{trust="hospital"}': 50}
 
 
 def test_two_instances_share_nothing():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from gateway.finding import Outcome
 from gateway.metrics import Metrics
 from gateway.scan import Scan, Source
 from gateway.stages.signature import SignatureStage
+from gateway.store.replay import ReplayLedger
 from signing import AllowedSigner, Reason, Trust, TrustPolicy
 from signing.sign import sign
 from signing.testing import Hospital, flip_pixel_bit, strip_signatures
@@ -40,10 +41,17 @@ def signed(hospital: Hospital, unsigned: bytes) -> bytes:
 
 
 @pytest.fixture
-def examine(hospital: Hospital, metrics: Metrics, digests: Digests) -> Callable[..., Case]:
+def replay(tmp_path: Path, metrics: Metrics) -> Iterator[ReplayLedger]:
+    ledger = ReplayLedger(tmp_path / "replay.sqlite", bytes(32), age_s_max=None, metrics=metrics)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def examine(hospital: Hospital, replay: ReplayLedger, metrics: Metrics, digests: Digests) -> Callable[..., Case]:
     def run(data: bytes, *, enrolled: bool = False, trust: Trust | None = None, at: datetime = NOON) -> Case:
         scan = Scan.receive(data, route="ct", receiver="grpc", source=Source("ct-scanner", enrolled=enrolled))
-        stage = SignatureStage(trust or hospital.trust(), metrics)
+        stage = SignatureStage(trust or hospital.trust(), replay, metrics)
         return stage.run(Case(scan, at, digests), Deadline.after(60.0))
 
     return run
