@@ -149,8 +149,7 @@ class Ensemble:
 def join(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:
     """(N,) maximum over channels of -log(p / weight): the OR of the channels, each with its share of the budget."""
     loudness = [
-        channel.tail.surprise(loudest(members, channel.name, scores)) + math.log(channel.weight)
-        for channel in channels
+        channel.tail.surprise(loudest(members, channel.name, scores)) + math.log(channel.weight) for channel in channels
     ]
     return torch.stack(loudness).amax(0)
 

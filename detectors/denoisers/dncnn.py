@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.errors import InputError, NotFittedError
+from detectors.filters import gaussian
 from detectors.observation import LEVEL, Span
 
 DEPTH, WIDTH = 8, 32
 _CROP, _EPOCHS, _BATCH, _PEAK, _NOISE_LEVELS = 64, 8, 32, 2e-3, 4.0
+_STEPS_MIN = 150
 
 Attack = Callable[[Tensor], Tensor]
 """Small perturbations of (N, C, H, W) images, 0 to 1, as an attacker of the protected model would make them."""
@@ -61,11 +63,13 @@ class DnCNN:
         network.to(device).train()
         generator = torch.Generator().manual_seed(seed)
         attacked = torch.cat([attack(part.to(device)).cpu() for part in torch.split(images, _BATCH)])
-        steps = _EPOCHS * -(-len(images) // _BATCH)
+        batches = -(-len(images) // _BATCH)
+        epochs = max(_EPOCHS, -(-_STEPS_MIN // batches))
+        steps = epochs * batches
         optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=steps + 1)
         done = 0
-        for _ in range(_EPOCHS):
+        for _ in range(epochs):
             for chosen in torch.split(torch.randperm(len(images), generator=generator), _BATCH):
                 clean, noisy = _pair(images[chosen], attacked[chosen], generator)
                 restored = network(noisy.to(device))
@@ -96,17 +100,17 @@ class DnCNN:
             weight = state["layers.0.weight"]
         except KeyError as error:
             raise NotFittedError(f"dncnn lacks {error}") from error
-        network = _Network(weight.shape[1] // 4)
+        network = _Network(weight.shape[1] // 8)
         network.load_state_dict(state)
         return cls(network.to(weight.device), Span(tuple(low), tuple(high)))
 
 
 class _Network(nn.Module):
-    """Convolutions at half the resolution, of which the last gives the noise."""
+    """Convolutions at half the resolution; they see the image and its fine detail, and give the noise in levels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(4 * channels, WIDTH, 3, 1, 1), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(8 * channels, WIDTH, 3, 1, 1), nn.ReLU()]
         for _ in range(DEPTH - 2):
             layers += [nn.Conv2d(WIDTH, WIDTH, 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU()]
         last = nn.Conv2d(WIDTH, 4 * channels, 3, 1, 1)
@@ -118,7 +122,9 @@ class _Network(nn.Module):
         """(N, C, H, W) noisy, 0 to 1, to restored; of any size."""
         rows, columns = images.shape[2:]
         even = functional.pad(images, (0, columns % 2, 0, rows % 2), mode="replicate")
-        noise = functional.pixel_shuffle(self.layers(functional.pixel_unshuffle(even * 4 - 2, 2)), 2)
+        detail = ((even - gaussian(even, 2.0)) / (4 * LEVEL)).clamp(-8, 8)
+        seen = functional.pixel_unshuffle(torch.cat([detail, even * 4 - 2], 1), 2)
+        noise = functional.pixel_shuffle(self.layers(seen), 2) * LEVEL
         return images - noise[..., :rows, :columns]
 
 

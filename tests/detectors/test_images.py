@@ -1,0 +1,120 @@
+"""Filters, neighbours and denoisers do what their names say, on any size, with a gradient."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from detectors.denoisers.dncnn import DnCNN
+from detectors.denoisers.median import Median, median3
+from detectors.errors import InputError, NotFittedError
+from detectors.filters import gaussian, wiener3
+from detectors.neighbours import Jpeg, Rotation, default_neighbours
+from detectors.observation import LEVEL, Span
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth(count: int, size: int) -> Tensor:
+    return gaussian(images(count, 1, size, size, seed=4), 3.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 17, 9), (1, 3, 8, 8), (3, 1, 1, 5)])
+def test_the_median_is_exact(shape: tuple[int, ...]) -> None:
+    x = images(*shape)
+    expected = np.stack([[ndimage.median_filter(plane, 3, mode="nearest") for plane in image] for image in x.numpy()])
+
+    assert np.array_equal(median3(x).numpy(), expected)
+
+
+def test_the_gaussian_agrees_with_scipy() -> None:
+    x = images(1, 1, 32, 24)
+    expected = ndimage.gaussian_filter(x[0, 0].numpy(), 1.0, mode="nearest", truncate=3.0)
+
+    assert np.allclose(gaussian(x, 1.0)[0, 0].numpy(), expected, atol=1e-5)
+
+
+def test_the_wiener_filter_smooths_noise_and_keeps_edges() -> None:
+    edge = torch.zeros(1, 1, 16, 16)
+    edge[..., 8:] = 1
+    noise = torch.randn(edge.shape, generator=torch.Generator().manual_seed(1)) * LEVEL
+
+    filtered = wiener3(edge + noise, 3 * LEVEL)
+
+    assert (filtered - edge).abs()[..., :6].mean() < noise.abs()[..., :6].mean() / 2
+    assert (filtered - edge).abs()[..., 7:9].max() < 6 * LEVEL
+
+
+def test_the_jpeg_quantiser_agrees_with_a_real_jpeg_to_its_rounding() -> None:
+    """A codec rounds pixels to 8 bits before and after; ours does not, so single levels may differ."""
+    image_module = pytest.importorskip("PIL.Image")
+    levels = (smooth(1, 64)[0, 0] * 255).round()
+    file = io.BytesIO()
+    image_module.fromarray(levels.numpy().astype(np.uint8)).save(file, "JPEG", quality=75)
+    decoded = torch.from_numpy(np.asarray(image_module.open(file)).astype(np.float32))
+
+    ours = Jpeg(75)((levels * LEVEL)[None, None])[0, 0] * 255
+
+    assert (ours - decoded).abs().quantile(0.95) <= 1.01
+    assert (ours - decoded).abs().max() <= 3  # where a coefficient lies on a half, either way is right
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 20, 13), (1, 3, 64, 64)])
+def test_neighbours_keep_shape_range_and_gradient(shape: tuple[int, ...]) -> None:
+    x = images(*shape).requires_grad_()
+    for neighbour in default_neighbours():
+        changed = neighbour(x)
+        (gradient,) = torch.autograd.grad(changed.sum(), x)
+        changed = changed.detach()
+
+        assert changed.shape == x.shape
+        assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
+        assert float(gradient.abs().sum()) > 0
+
+
+def test_a_rotation_turns_by_its_angle_on_oblong_images_too() -> None:
+    """A point at a known place off the centre moves along a circle."""
+    point = torch.zeros(1, 1, 41, 81)
+    point[0, 0, 20, 70] = 1
+    turned = Rotation(10.0)(gaussian(point, 1.5))[0, 0]
+    mass = turned / turned.sum()
+    row = float((mass.sum(1) * torch.arange(41)).sum()) - 20
+    column = float((mass.sum(0) * torch.arange(81)).sum()) - 40
+
+    assert (row**2 + column**2) ** 0.5 == pytest.approx(30, abs=0.3)
+    assert abs(np.degrees(np.arctan2(row, column))) == pytest.approx(10, abs=0.5)
+
+
+def test_the_trained_denoiser_removes_noise_and_survives_its_state() -> None:
+    span = Span((-1.0,), (1.0,))
+    clean = smooth(96, 16)
+    device = torch.device("cpu")
+    denoiser = DnCNN.fit(clean, lambda x: x, span=span, seed=0, device=device)
+    fresh = gaussian(images(8, 1, 16, 16, seed=9), 3.0)
+    noisy = (fresh + 4 * LEVEL * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
+
+    restored = span.to_unit(denoiser(span.from_unit(noisy)))
+
+    assert (restored - fresh).square().mean() < (noisy - fresh).square().mean() / 2
+    again = DnCNN.from_state(denoiser.state())
+    assert torch.equal(again(span.from_unit(noisy)), denoiser(span.from_unit(noisy)))
+    assert denoiser(images(1, 1, 15, 22)).shape == (1, 1, 15, 22)
+
+
+def test_a_denoiser_without_numbers_is_not_fitted() -> None:
+    with pytest.raises(NotFittedError, match="span"):
+        DnCNN.from_state({})
+    with pytest.raises(InputError, match="too few"):
+        DnCNN.fit(images(1, 1, 8, 8), lambda x: x, span=Span((0.0,), (1.0,)), seed=0, device=torch.device("cpu"))
+    assert Median.from_state(Median().state()).name == "median"
+
+
+@pytest.mark.parametrize(("low", "high"), [((), ()), ((0.0,), (1.0, 1.0)), ((1.0,), (1.0,)), ((2.0,), (1.0,))])
+def test_a_span_without_width_is_refused(low: tuple[float, ...], high: tuple[float, ...]) -> None:
+    with pytest.raises(InputError):
+        Span(low, high)
