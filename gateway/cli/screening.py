@@ -97,13 +97,25 @@ def _show(results: list[Screened]) -> None:
     table.add_column("ms", justify="right")
     table.add_column("record", justify="right")
     table.add_column("what is wrong", overflow="fold")
+    common = _common_folder(results)
     for path, disposition, *others in rows:
-        table.add_row(path, Text(disposition, style=_COLOURS.get(disposition, "")), *(Text(cell) for cell in others))
+        table.add_row(
+            os.path.relpath(path, common),
+            Text(disposition, style=_COLOURS.get(disposition, "")),
+            *(Text(cell) for cell in others),
+        )
     console.print(table)
     held = sum(result.answer is not None and not result.answer.admitted for result in results)
     failed = sum(result.answer is None for result in results)
     admitted = len(results) - held - failed
-    console.print(f"{len(results)} scans: {admitted} admitted, {held} held or rejected, {failed} not examined")
+    console.print(
+        f"{len(results)} scans in {common}: {admitted} admitted, {held} held or rejected, {failed} not examined"
+    )
+
+
+def _common_folder(results: list[Screened]) -> str:
+    """What every path starts with: said once, it leaves the table room for the reasons."""
+    return os.path.commonpath([str(result.path.absolute().parent) for result in results])
 
 
 def _row(result: Screened) -> list[str]:
@@ -116,7 +128,8 @@ def _row(result: Screened) -> list[str]:
     if (prediction := answer.prediction) is not None:
         score = next((each.score for each in prediction.scores if each.name == prediction.label), float("nan"))
         diagnosis = f"{prediction.label} {score:.2f}"
-    reasons = ",".join(answer.reasons)
+    # That later stages were skipped follows from the reason beside it; alone it is the reason.
+    reasons = ",".join(reason for reason in answer.reasons if reason != "not_run" or len(answer.reasons) == 1)
     return [str(result.path), answer.disposition, reasons, diagnosis, took, str(answer.log_index), answer.detail]
 
 
