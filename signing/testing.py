@@ -157,6 +157,8 @@ class LocalAuthority:
     certificate: x509.Certificate
     _key: Key
     _at: Callable[[], datetime] = field(repr=False)
+    issuers: tuple[x509.Certificate, ...] = ()
+    """Go into the token beside the authority's own certificate."""
 
     def stamp(self, signature: bytes) -> bytes:
         """A TimeStampToken over the signature value."""
@@ -205,7 +207,7 @@ class LocalAuthority:
             der.encode_integer(3),
             der.encode(der.SET, sha256),
             der.encode(der.SEQUENCE, content_type, der.encode(0xA0, der.encode(der.OCTET_STRING, info))),
-            der.encode(0xA0, encoded),
+            der.encode(0xA0, encoded, *(issuer.public_bytes(Encoding.DER) for issuer in self.issuers)),
             der.encode(der.SET, signer),
         )
         return der.encode(der.SEQUENCE, der.encode_oid("1.2.840.113549.1.7.2"), der.encode(0xA0, signed_data))

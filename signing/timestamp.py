@@ -41,6 +41,8 @@ class Token:
 
     time: datetime
     authority: x509.Certificate
+    certificates: tuple[x509.Certificate, ...]
+    """All that the token brought along; where to look for the authority's issuers."""
 
 
 def read_token(stored: bytes, stamped: bytes, intermediates: Sequence[x509.Certificate]) -> Token:
@@ -89,7 +91,7 @@ def _read(token: bytes, stamped: bytes, intermediates: Sequence[x509.Certificate
     _require(signer[4].children()[0].whole != _PSS, "an RSASSA-PSS signature")  # (4)
     digest = hashlib.new(mac.lower(), der.encode(der.SET, attributes.content)).digest()
     verify_digest(authority, signature_value(authority, signer[5].expect(der.OCTET_STRING).content), digest, mac)
-    return Token(time, authority)
+    return Token(time, authority, tuple(certificates))
 
 
 def _info_time(info: bytes, stamped: bytes) -> datetime:

@@ -55,7 +55,7 @@ class Trust:
     roots: Sequence[x509.Certificate]
     intermediates: Sequence[x509.Certificate] = ()
     revocation: Revocation = field(default_factory=Revocation)
-    _paths: dict[str, tuple[Path, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _paths: dict[tuple[str, ...], tuple[Path, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -96,21 +96,26 @@ class Trust:
             return chain
         return (*chain, *self._judge_use(certificate))
 
-    def judge_chain(self, certificate: x509.Certificate, moment: datetime, at: datetime) -> tuple[Problem, ...]:
-        """What stands against the best path from this certificate to a root: nothing, if one path is good."""
-        paths = self._paths_of(certificate)
+    def judge_chain(
+        self, certificate: x509.Certificate, moment: datetime, at: datetime, others: Sequence[x509.Certificate] = ()
+    ) -> tuple[Problem, ...]:
+        """What stands against the best path from this certificate to a root: nothing, if one path is good.
+
+        `others` are certificates that came along, and may serve as intermediates.
+        """
+        paths = self._paths_of(certificate, others)
         if not paths:
             return (Problem("chain", Reason.UNTRUSTED, "the certificate chains to no trusted root"),)
         judged = [(*_dates(path, moment), *self._revoked(path, moment, at), *self._weak(path)) for path in paths]
         return min(judged, key=len)
 
-    def _paths_of(self, certificate: x509.Certificate) -> tuple[Path, ...]:
-        key = fingerprint(certificate)
+    def _paths_of(self, certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[Path, ...]:
+        key = (fingerprint(certificate), *map(fingerprint, others))
         paths = self._paths.get(key)
         if paths is None:
             if len(self._paths) >= CACHED_MAX:
                 self._paths.clear()
-            paths = self._paths[key] = find_paths(certificate, self.roots, self.intermediates)
+            paths = self._paths[key] = find_paths(certificate, self.roots, (*self.intermediates, *others))
         return paths
 
     def _revoked(self, path: Path, moment: datetime, at: datetime) -> Iterator[Problem]:

@@ -182,7 +182,7 @@ class _Judge:
         except (TokenError, DicomError) as error:
             detail = error.detail if isinstance(error, DicomError) else str(error)
             return None, [Problem("timestamp", Reason.TIMESTAMP_INVALID, detail)]
-        problems = self._trust.judge_chain(token.authority, token.time, self._at)
+        problems = self._trust.judge_chain(token.authority, token.time, self._at, token.certificates)
         unknown = [problem for problem in problems if problem.reason is Reason.REVOCATION_UNKNOWN]
         if not problems:
             return token, []

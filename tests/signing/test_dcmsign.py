@@ -92,6 +92,20 @@ def test_what_we_sign_by_a_profile_satisfies_dcmsign(
     assert dcmsign("--verify", required, *roots, ours) == 0
 
 
+@pytest.mark.parametrize(("option", "mac"), [("+mr", "RIPEMD160"), ("+mm", "MD5"), ("+ms", "SHA1")])
+@pytest.mark.parametrize("who", ["ct", "mr"])
+def test_what_dcmsign_signs_with_a_weak_mac_is_intact_and_weak(
+    option: str, mac: str, who: str, ct: bytes, present: Hospital, clock: datetime, tmp_path: Path
+) -> None:
+    source, theirs = tmp_path / "in.dcm", tmp_path / "theirs.dcm"
+    source.write_bytes(ct)
+    assert signs(present, who, source, theirs, option) == 0
+    with pytest.raises(SignatureError) as caught:
+        signing.verify(read(theirs.read_bytes()), present.trust(), at=datetime.now(clock.tzinfo))
+    assert (caught.value.reason, caught.value.checks["crypto"]) == (Reason.WEAK_MAC, "passed")
+    assert caught.value.signatures[0].mac == mac
+
+
 def test_every_shared_object_goes_both_ways_or_a_rule_says_why_not(
     shared: Path, present: Hospital, clock: datetime, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_no_token_makes_more_than_a_token_error(noise: bytes) -> None:
             read_token(token, b"signature", [])
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_every_bit_of_the_signature_macros_counts_or_says_nothing(
     objects: Objects, trust: Trust, now: datetime
 ) -> None:

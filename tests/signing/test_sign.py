@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 import signing
-from signing import FileSigner, SignError, TrustPolicy, read
+from signing import FileSigner, SignError, Trust, TrustPolicy, read
 from signing.testing import Hospital, strip_signatures, without
 
 PIXELS = 0x7FE00010
@@ -196,6 +196,14 @@ def test_p384_and_p521_sign_and_verify(
     signer = FileSigner.load(tmp_path / "k.pem", tmp_path / "c.pem")
     found = signing.verify(read(signing.sign(ct, signer=signer, mac="SHA512", at=now)), hospital.trust(), at=now)
     assert found.algorithm == f"P-{curve.key_size}"
+
+
+def test_a_certificate_for_pss_signs_and_verifies_by_pss_alone(ct: bytes, shared: Path, now: datetime) -> None:
+    pki = shared / "signing-vectors/pki"
+    signer = FileSigner.load(pki / "pss.key", pki / "pss.pem")
+    trust = Trust.load(TrustPolicy(revocation="unsafe_off"), [pki / "root.pem"], [pki / "inter.pem"])
+    signed = signing.sign(ct, signer=signer, at=now)
+    assert signing.verify(read(signed), trust, at=now).algorithm == "RSASSA-PSS-2048"
 
 
 def test_a_pkcs1_signature_is_not_taken_for_pss_nor_the_other_way_round(

@@ -270,6 +270,24 @@ def test_a_time_stamp_can_be_required(signed: bytes, hospital: Hospital, now: da
     assert (reason, checks["timestamp"]) == (Reason.TIMESTAMP_MISSING, "failed")
 
 
+def test_an_authority_may_bring_its_issuer_along(ct: bytes, hospital: Hospital, now: datetime) -> None:
+    """The token holds the certificate between the authority's and a root."""
+    issuer, issuer_key = certify(hospital, now, CA, by="root", cn="issuer of authorities")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(issuer.subject).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(now - DAY).not_valid_after(now + DAY)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), critical=True)
+    certificate = builder.sign(issuer_key, hashes.SHA256())
+    authority = signing.testing.LocalAuthority(certificate, key, lambda: now, issuers=(issuer,))
+
+    stamped = signing.sign(ct, signer=hospital.signer("mr"), at=now, tsa=authority)
+    lenient = TrustPolicy(revocation="unsafe_soft_fail")
+    assert signing.verify(read(stamped), hospital.trust(lenient), at=now).timestamp == now
+    reason, checks, indeterminate = outcome(stamped, hospital.trust(), now)
+    assert (reason, checks["timestamp"], indeterminate) == (Reason.REVOCATION_UNKNOWN, "indeterminate", True)
+
+
 class Forger:
     """Stamps with whatever it is told."""
 
