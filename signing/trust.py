@@ -83,6 +83,10 @@ class Trust:
         )
         return cls(chosen, tuple(anchors), tuple(others), material)
 
+    def tolerates(self, problem: Problem) -> bool:
+        """It is reported, but by the policy's word does not count."""
+        return problem.reason is Reason.REVOCATION_UNKNOWN and self.policy.revocation == "unsafe_soft_fail"
+
     def judge(self, certificate: x509.Certificate, moment: datetime, at: datetime) -> tuple[Problem, ...]:
         """What stands against this certificate as a signer of objects.
 
@@ -126,7 +130,7 @@ class Trust:
             if status.revoked_at is not None:
                 if status.revoked_at <= moment:
                     yield Problem("revocation", Reason.REVOKED, f"{_who(certificate)} was revoked")
-            elif not status.known and self.policy.revocation == "hard-fail":
+            elif not status.known:
                 yield Problem("revocation", Reason.REVOCATION_UNKNOWN, f"{_who(certificate)}: {status.detail}")
 
     def _weak(self, path: Path) -> Iterator[Problem]:

@@ -184,7 +184,7 @@ class _Judge:
             return None, [Problem("timestamp", Reason.TIMESTAMP_INVALID, detail)]
         problems = self._trust.judge_chain(token.authority, token.time, self._at, token.certificates)
         unknown = [problem for problem in problems if problem.reason is Reason.REVOCATION_UNKNOWN]
-        if not problems:
+        if all(map(self._trust.tolerates, problems)):
             return token, []
         if len(unknown) == len(problems):
             return None, [Problem("timestamp", Reason.REVOCATION_UNKNOWN, unknown[0].detail)]
@@ -246,7 +246,8 @@ class _Judge:
         container, certificate = found.located.container, found.certificate
         covered = tuple(element.tag for element in found.covered)
         covered_set = frozenset(covered)
-        first = min(problems, key=lambda problem: problem.reason.precedence, default=None)
+        counting = [problem for problem in problems if not self._trust.tolerates(problem)]
+        first = min(counting, key=lambda problem: problem.reason.precedence, default=None)
         profile = strongest(container, covered_set) if found.intact else "none"
         return SignatureReport(
             path=found.located.path,

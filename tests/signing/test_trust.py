@@ -9,15 +9,26 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import signing
-from signing import AllowedSigner, Binding, Reason, SignatureError, Source, Trust, TrustError, TrustPolicy, read
+from signing import (
+    AllowedSigner,
+    Binding,
+    FileSigner,
+    Reason,
+    SignatureError,
+    Source,
+    Trust,
+    TrustError,
+    TrustPolicy,
+    read,
+)
 from signing.certificates import find_paths
-from signing.testing import Hospital
+from signing.testing import Hospital, Key
 
 DAY = timedelta(days=1)
 
@@ -99,8 +110,8 @@ def test_stale_revocation_material_fails_hard_unless_told_otherwise(
 ) -> None:
     reason, checks, indeterminate = outcome(signed, hospital.trust(policy), now + days * DAY)
     assert reason is expected
-    if expected is Reason.REVOCATION_UNKNOWN:
-        assert (checks["revocation"], indeterminate) == ("indeterminate", True)
+    assert indeterminate is (expected is not Reason.OK)
+    assert checks["revocation"] == ("not_run" if policy.revocation == "unsafe_off" else "indeterminate")
 
 
 def test_a_revocation_holds_however_stale_the_list_is(ct: bytes, ward: Hospital, now: datetime) -> None:
@@ -128,7 +139,7 @@ def respond(
     path: Path,
     status: ocsp.OCSPCertStatus,
     who: str = "ct",
-    by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+    by: tuple[x509.Certificate, Key] | None = None,
 ) -> Path:
     issuer = hospital.certificate("intermediate")
     issuer_key = hospital.key("intermediate")
@@ -173,8 +184,9 @@ def certify(
     *extensions: tuple[x509.ExtensionType, bool],
     by: str = "intermediate",
     cn: str = "x",
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = ec.generate_private_key(ec.SECP256R1())
+    key: Key | None = None,
+) -> tuple[x509.Certificate, Key]:
+    key = key or ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateBuilder().subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, cn)]))
     builder = builder.issuer_name(hospital.certificate(by).subject).public_key(key.public_key())
     builder = builder.serial_number(x509.random_serial_number())
@@ -315,6 +327,77 @@ def test_a_time_stamp_that_is_there_and_wrong_always_fails(ct: bytes, hospital: 
         stamped = signing.sign(ct, signer=hospital.signer("mr"), at=now, tsa=Forger(make))
         reason, checks, _ = outcome(stamped, hospital.trust(), now)
         assert (reason, checks["crypto"], checks["timestamp"]) == (Reason.TIMESTAMP_INVALID, "passed", "failed")
+
+
+def key_usage(**said: bool) -> x509.KeyUsage:
+    names = "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign"
+    every = dict.fromkeys((*names.split(), "crl_sign", "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(**{**every, **said})
+
+
+SIGNS = (key_usage(digital_signature=True), True)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "required", "expected"),
+    [
+        ([SIGNS], (), Reason.OK),
+        ([], (), Reason.KEY_USAGE),
+        ([(key_usage(key_encipherment=True), True)], (), Reason.KEY_USAGE),
+        ([SIGNS, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)], (), Reason.EXTENDED_KEY_USAGE),
+        ([SIGNS, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False)], (), Reason.EXTENDED_KEY_USAGE),
+        ([SIGNS, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), True)], (), Reason.EXTENDED_KEY_USAGE),
+        ([SIGNS, (x509.ExtendedKeyUsage([x509.ObjectIdentifier("1.2.3.4")]), False)], ("1.2.3.4",), Reason.OK),
+        ([SIGNS], ("1.2.3.4",), Reason.EXTENDED_KEY_USAGE),
+    ],
+)
+def test_a_certificate_must_be_one_for_signing(
+    extensions: list[tuple[x509.ExtensionType, bool]],
+    required: tuple[str, ...],
+    expected: Reason,
+    ct: bytes,
+    hospital: Hospital,
+    tmp_path: Path,
+    now: datetime,
+) -> None:
+    signer = load(tmp_path, *certify(hospital, now, *extensions))
+    trust = hospital.trust(TrustPolicy(required_eku=required))
+    reason, checks, _ = outcome(signing.sign(ct, signer=signer, at=now), trust, now)
+    assert (reason, checks["signer"]) == (expected, "passed" if expected is Reason.OK else "failed")
+
+
+def test_a_small_key_is_weak(ct: bytes, hospital: Hospital, tmp_path: Path, now: datetime) -> None:
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505
+    signer = load(tmp_path, *certify(hospital, now, SIGNS, key=key))
+    assert outcome(signing.sign(ct, signer=signer, at=now), hospital.trust(), now)[0] is Reason.WEAK_KEY
+    demanding = TrustPolicy(min_rsa_bits=4096)
+    signed = signing.sign(ct, signer=hospital.signer("ct"), at=now)
+    assert outcome(signed, hospital.trust(demanding), now)[0] is Reason.WEAK_KEY
+
+
+def test_another_certificate_of_the_same_key_is_another_signer(ct: bytes, hospital: Hospital, now: datetime) -> None:
+    """The certificate is not covered by the MAC, so it can be exchanged; the allow-list tells the two apart."""
+    key = hospital.key("mr")
+    alias, _ = certify(hospital, now, SIGNS, cn="alias", key=key)
+
+    class Alias:
+        """Signs as the MR scanner, under another certificate."""
+
+        certificate = alias
+
+        def sign_digest(self, digest: bytes, mac: str) -> bytes:
+            return hospital.signer("mr").sign_digest(digest, mac)
+
+    signed = signing.sign(ct, signer=Alias(), at=now)
+    assert outcome(signed, hospital.trust(), now)[0] is Reason.OK
+    policy = TrustPolicy(allowed_signers=(AllowedSigner(common_name="MR Scanner 0001"),))
+    assert outcome(signed, hospital.trust(policy), now)[0] is Reason.SIGNER_NOT_ALLOWED
+
+
+def load(folder: Path, certificate: x509.Certificate, key: Key) -> FileSigner:
+    (folder / "signer.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "signer.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return FileSigner.load(folder / "signer.key", folder / "signer.pem")
 
 
 @pytest.mark.parametrize(
