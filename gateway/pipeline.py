@@ -10,7 +10,7 @@ import structlog
 
 from gateway.case import Case
 from gateway.deadline import Deadline
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, Overloaded
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.stages.stage import Stage
@@ -33,7 +33,11 @@ class Pipeline:
             there |= stage.provides
 
     def run(self, case: Case, deadline: Deadline) -> Case:
-        """Examine the case; every stage leaves one finding, run or not."""
+        """Examine the case; every stage leaves one finding, run or not.
+
+        Raises:
+            Overloaded: a stage had no room for the scan; it was not examined, and is not held.
+        """
         for stage in self.stages:
             case = self._step(stage, case, deadline)
             self.metrics.found(case.findings[-1])
@@ -53,6 +57,8 @@ class Pipeline:
                 raise RuntimeError(f"stage {stage.name} must add exactly one finding")
             if after.findings[-1].stage != stage.name:
                 raise RuntimeError(f"stage {stage.name} must speak in its own name")
+        except Overloaded:  # nothing was examined, so there is nothing to decide: the sender may try again
+            raise
         except Exception as error:  # whatever it raised: a stage that crashes must not read as a pass
             _log.error("stage_crashed", stage=stage.name, error=type(error).__name__, scan_sha256=case.scan.sha256)
             detail = f"the stage failed with {type(error).__name__}"

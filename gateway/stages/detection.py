@@ -7,7 +7,6 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from gateway.case import Case, Evidence
 from gateway.deadline import Deadline
 from gateway.engine.engine import Engine, EngineError, ExpiredError, GreyZone, WorkerLostError
-from gateway.errors import Overloaded
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.policy import DETECTION
 from signing import Reason
@@ -31,8 +30,8 @@ class DetectionStage:
         assert case.image is not None
         try:
             future = self._engine.submit(case.image, deadline, self._grey)
-        except (Overloaded, EngineError) as error:
-            return self._without(case, GatewayReason.NOT_RUN, str(error))
+        except WorkerLostError as error:
+            return self._without(case, GatewayReason.WORKER_LOST, str(error))
         try:
             evidence = future.result(timeout=deadline.remaining())
         except FutureTimeoutError:

@@ -36,6 +36,7 @@ class PreprocessStage:
         self._profile = profile
         self._decompressor = decompressor
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
+        torch.set_num_threads(1)  # many handlers render at once; a team of threads for each would fight over the cores
 
     def run(self, case: Case, deadline: Deadline) -> Case:
         """See `stage.Stage.run`.

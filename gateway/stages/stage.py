@@ -12,7 +12,7 @@ class Stage(Protocol):
     """One examination; synchronous, safe to call from many threads at once.
 
     A stage observes: a bad scan is a finding, not an exception. What it raises, the pipeline records as
-    `indeterminate`, so that a stage's failure can never be read as a pass.
+    `indeterminate`, so that a stage's failure can never be read as a pass; `Overloaded` alone goes to the caller.
     """
 
     @property

@@ -370,16 +370,16 @@ def test_what_the_engine_cannot_answer_is_indeterminate(model: ProtectedModel, c
             waiting = threads.submit(ask, engine, case, rate=0.1, grey_p=0.2)
             _until(lambda: engine._process is not None and len(engine._process.sent) == 2)
             engine.submit(case.image or Image(noise(1), "tiny"), soon(), None)
-            reasons.append(ask(engine, case, rate=0.1, grey_p=0.2).findings)
+            with pytest.raises(Overloaded):
+                ask(engine, case, rate=0.1, grey_p=0.2)
             os.kill(pid, signal.SIGKILL)
             reasons.append(waiting.result(60).findings)
     reasons.append(ask(engine, case, rate=0.1, grey_p=0.2).findings)
     assert [[(finding.outcome, finding.reason) for finding in findings] for findings in reasons] == [
         [(Outcome.INDETERMINATE, GatewayReason.DETECTOR_ERROR)],
         [(Outcome.INDETERMINATE, GatewayReason.TIMEOUT)],
-        [(Outcome.INDETERMINATE, GatewayReason.NOT_RUN)],
         [(Outcome.INDETERMINATE, GatewayReason.WORKER_LOST)],
-        [(Outcome.INDETERMINATE, GatewayReason.NOT_RUN)],
+        [(Outcome.INDETERMINATE, GatewayReason.WORKER_LOST)],
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, Overloaded
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.pipeline import Pipeline
 from signing import Reason
@@ -158,3 +158,11 @@ def test_a_case_grows_only_by_findings_and_each_product_once(empty_case):
         with_image.with_finding(finding, image=IMAGE)
     with pytest.raises(AttributeError):
         with_image.findings = ()
+
+
+def test_a_stage_without_room_is_the_senders_to_try_again_and_no_finding(metrics, empty_case):
+    def full(case: Case) -> Case:
+        raise Overloaded("64 scans wait for the detectors already")
+
+    with pytest.raises(Overloaded):
+        _run(metrics, empty_case, Step("s", full))
