@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sqlite3
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydicom.data import get_testdata_file
 
 from gateway import app
+from gateway.api.v1 import gateway_pb2 as pb
+from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG, Plan, effective_policy
 from gateway.audit.sinks import SqliteReader
 from gateway.client import Client, ClientError
@@ -93,6 +98,32 @@ def test_it_stops_with_a_checkpoint_over_every_record_and_answers_alike_after_a_
     database = sqlite3.connect(own.directory / "data" / AUDIT_LOG)
     assert database.execute("SELECT max(size) FROM checkpoints").fetchone() == (4,)
     database.close()
+
+
+def test_a_call_in_progress_is_finished_before_it_stops(own: Site) -> None:
+    told_to_stop = threading.Event()
+
+    def parts() -> Iterator[pb.ProtectChunk]:
+        yield pb.ProtectChunk(begin=pb.Begin(route="open"))
+        yield pb.ProtectChunk(data=CT.read_bytes()[:1000])
+        told_to_stop.wait(30)
+        yield pb.ProtectChunk(data=CT.read_bytes()[1000:])
+        yield pb.ProtectChunk(end=pb.End())
+
+    metadata = (("authorization", f"Bearer {own.tokens['scanner']}"),)
+    with GatewayProcess(own.config) as gateway, grpc.insecure_channel(gateway.addresses.grpc) as channel:
+        stub = rpc.ProtectionGatewayStub(channel)
+        stub.Protect(pb.ProtectRequest(route="open"), metadata=metadata)
+        call = stub.ProtectStream.future(parts(), metadata=metadata, timeout=60)
+        while gateway.log().count("stopping") == 0:
+            time.sleep(0.2)  # first so that the stream has begun
+            os.kill(gateway.pid, signal.SIGTERM)
+        with pytest.raises(grpc.RpcError):
+            stub.Protect(pb.ProtectRequest(route="open"), metadata=metadata)
+        told_to_stop.set()
+        assert call.result().disposition == pb.DISPOSITION_ADMIT
+        assert gateway.stop() == 0
+    assert kinds(own)[-2:] == ["decided", "answered"]
 
 
 def test_a_second_gateway_on_the_same_records_does_not_start(site: Site, gateway: GatewayProcess) -> None:
