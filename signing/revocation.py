@@ -32,7 +32,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """One CRL's or OCSP response's word on one certificate, its signature checked."""
 
     source: str
@@ -49,7 +49,7 @@ class Revocation:
     ocsp_responses: Sequence[ocsp.OCSPResponse] = ()
     responders: Sequence[x509.Certificate] = ()
     """Certificates of delegated OCSP responders, beside those inside the responses."""
-    _answers: dict[tuple[str, str], tuple[_Answer, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _answers: dict[tuple[str, str], tuple[Answer, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def status(self, certificate: x509.Certificate, issuer: x509.Certificate, at: datetime, age_s_max: int) -> Status:
         """Judge one certificate of a path.
@@ -67,7 +67,11 @@ class Revocation:
                 return Status(True, None, answer.source)
         return Status(False, None, "its revocation material is out of date" if answers else "no revocation material")
 
-    def _found(self, certificate: x509.Certificate, issuer: x509.Certificate) -> tuple[_Answer, ...]:
+    def newest(self, certificate: x509.Certificate, issuer: x509.Certificate) -> Answer | None:
+        """The latest word on one certificate, current or not; None where there is no word."""
+        return max(self._found(certificate, issuer), key=lambda answer: answer.this_update, default=None)
+
+    def _found(self, certificate: x509.Certificate, issuer: x509.Certificate) -> tuple[Answer, ...]:
         """Dates apart, an answer never changes, so each certificate's is looked up once."""
         key = fingerprint(certificate), fingerprint(issuer)
         known = self._answers.get(key)
@@ -77,17 +81,16 @@ class Revocation:
             known = self._answers[key] = (*self._from_crls(certificate, issuer), *self._from_ocsp(certificate, issuer))
         return known
 
-    def _from_crls(self, certificate: x509.Certificate, issuer: x509.Certificate) -> Iterator[_Answer]:
+    def _from_crls(self, certificate: x509.Certificate, issuer: x509.Certificate) -> Iterator[Answer]:
         for crl in self.crls:
             if crl.issuer != certificate.issuer or not _speaks_for(crl, certificate):
                 continue
-            usage = extension(issuer, x509.KeyUsage)
-            if (usage is not None and not usage.crl_sign) or not _crl_signed_by(crl, issuer):
+            if not is_crl_of(crl, issuer):
                 continue
             entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
-            yield _Answer("CRL", crl.last_update_utc, crl.next_update_utc, _revoked_at(entry))
+            yield Answer("CRL", crl.last_update_utc, crl.next_update_utc, _revoked_at(entry))
 
-    def _from_ocsp(self, certificate: x509.Certificate, issuer: x509.Certificate) -> Iterator[_Answer]:
+    def _from_ocsp(self, certificate: x509.Certificate, issuer: x509.Certificate) -> Iterator[Answer]:
         for response in self.ocsp_responses:
             if response.response_status != ocsp.OCSPResponseStatus.SUCCESSFUL:
                 continue
@@ -97,7 +100,7 @@ class Revocation:
             for single in singles:
                 if single.certificate_status == ocsp.OCSPCertStatus.UNKNOWN:
                     continue
-                yield _Answer("OCSP", single.this_update_utc, single.next_update_utc, single.revocation_time_utc)
+                yield Answer("OCSP", single.this_update_utc, single.next_update_utc, single.revocation_time_utc)
 
     def _ocsp_signed_for(self, response: ocsp.OCSPResponse, issuer: x509.Certificate) -> bool:
         """RFC 6960 4.2.2.2: by the issuer itself, or by a responder that it certified for this."""
@@ -112,6 +115,17 @@ class Revocation:
             withdrawn = any(answer.revoked_at is not None for answer in self._from_crls(responder, issuer))
             if valid and not withdrawn and _ocsp_signed_by(response, responder):
                 return True
+        return False
+
+
+def is_crl_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """The list is named after this authority, and signed by it, which may do so (RFC 5280 6.3.3 f)."""
+    usage = extension(issuer, x509.KeyUsage)
+    if crl.issuer != issuer.subject or (usage is not None and not usage.crl_sign):
+        return False
+    try:
+        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except (TypeError, ValueError, UnsupportedAlgorithm):
         return False
 
 
@@ -142,13 +156,6 @@ def _speaks_for(crl: x509.CertificateRevocationList, certificate: x509.Certifica
         elif item.critical and not isinstance(value, (x509.CRLNumber, x509.AuthorityKeyIdentifier)):
             return False
     return True
-
-
-def _crl_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    try:
-        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    except (TypeError, ValueError, UnsupportedAlgorithm):
-        return False
 
 
 def _is_about(single: ocsp.OCSPSingleResponse, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path as FilePath
@@ -25,6 +25,7 @@ from signing.certificates import (
     load_certificates,
 )
 from signing.errors import TrustError
+from signing.material import parse_crl, parse_ocsp
 from signing.policy import TrustPolicy
 from signing.reasons import Reason
 from signing.revocation import Revocation
@@ -76,12 +77,11 @@ class Trust:
         others = [certificate for path in intermediates for certificate in _certificates(path)]
         if not anchors:
             raise TrustError("no trusted root certificate")
-        material = Revocation(
-            [_crl(file) for path in crls for file in _files(path)],
-            [_ocsp(file) for path in ocsp for file in _files(path)],
-            others,
-        )
-        return cls(chosen, tuple(anchors), tuple(others), material)
+        return cls(chosen, tuple(anchors), tuple(others), load_revocation(crls, ocsp, others))
+
+    def with_revocation(self, crls: Iterable[str | FilePath], ocsp: Iterable[str | FilePath]) -> Trust:
+        """The same policy and certificates with revocation material that is read now; raises `TrustError`."""
+        return replace(self, revocation=load_revocation(crls, ocsp, self.intermediates))
 
     def tolerates(self, problem: Problem) -> bool:
         """It is reported, but by the policy's word does not count."""
@@ -153,6 +153,17 @@ class Trust:
             yield Problem("signer", Reason.EXTENDED_KEY_USAGE, detail)
 
 
+def load_revocation(
+    crls: Iterable[str | FilePath], ocsp: Iterable[str | FilePath], responders: Sequence[x509.Certificate] = ()
+) -> Revocation:
+    """Read revocation lists and OCSP responses from files, or folders of them; raises `TrustError`."""
+    return Revocation(
+        [_crl(file) for path in crls for file in _files(path)],
+        [_ocsp(file) for path in ocsp for file in _files(path)],
+        responders,
+    )
+
+
 def is_timestamping_only(certificate: x509.Certificate) -> bool:
     """RFC 3161 2.3: extended key usage is critical and names time stamping alone."""
     try:
@@ -177,7 +188,8 @@ def _who(certificate: x509.Certificate) -> str:
 def _files(path: str | FilePath) -> Iterator[FilePath]:
     given = FilePath(path)
     if given.is_dir():
-        yield from sorted(file for file in given.iterdir() if file.is_file())
+        # A file that is being written lies beside the one that it will replace.
+        yield from sorted(file for file in given.iterdir() if file.is_file() and file.suffix != ".part")
     else:
         yield given
 
@@ -206,13 +218,14 @@ def _certificates(path: str | FilePath) -> Iterator[x509.Certificate]:
 def _crl(file: FilePath) -> x509.CertificateRevocationList:
     data = _read(file)
     try:
-        return x509.load_pem_x509_crl(data) if b"-----BEGIN" in data else x509.load_der_x509_crl(data)
-    except ValueError as error:
-        raise TrustError(f"{file}: not a certificate revocation list") from error
+        return parse_crl(data)
+    except TrustError as error:
+        raise TrustError(f"{file}: {error}") from error
 
 
 def _ocsp(file: FilePath) -> x509_ocsp.OCSPResponse:
+    data = _read(file)
     try:
-        return x509_ocsp.load_der_ocsp_response(_read(file))
-    except ValueError as error:
-        raise TrustError(f"{file}: not an OCSP response") from error
+        return parse_ocsp(data)
+    except TrustError as error:
+        raise TrustError(f"{file}: {error}") from error
