@@ -9,7 +9,7 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
@@ -62,12 +62,25 @@ def _address(value: str) -> str:
     return value
 
 
+def _url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return value
+
+
 File = Annotated[Path, AfterValidator(_readable_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
 FileOrDirectory = Annotated[Path, AfterValidator(_readable)]
-SecretFile = Annotated[Path, AfterValidator(_secret_file)]
+Secretdef _url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return value
+
+
+File = Annotated[Path, AfterValidator(_secret_file)]
 OwnDirectory = Annotated[Path, AfterValidator(_resolved)]
 Address = Annotated[str, AfterValidator(_address)]
+Url = Annotated[str, AfterValidator(_url)]
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
@@ -229,6 +242,16 @@ class ArtefactTrust(_Table):
         return self
 
 
+class RefreshConfig(_Table):
+    """Where `scanward trust refresh` finds revocation material, beside the addresses that certificates name."""
+
+    certificates: tuple[FileOrDirectory, ...] = ()
+    """Of signers: they are asked after like the intermediates are."""
+    crl_urls: tuple[Url, ...] = ()
+    ocsp_urls: tuple[Url, ...] = ()
+    """Asked about certificates that name no responder."""
+
+
 class TrustConfig(_Table):
     """One trust policy and the certificates and revocation data that go with it; PEM or DER files or directories."""
 
@@ -238,6 +261,7 @@ class TrustConfig(_Table):
     intermediates: tuple[FileOrDirectory, ...] = ()
     crls: tuple[FileOrDirectory, ...] = ()
     ocsp: tuple[FileOrDirectory, ...] = ()
+    refresh: RefreshConfig = RefreshConfig()
 
 
 class TrustTable(BaseModel):
@@ -247,6 +271,15 @@ class TrustTable(BaseModel):
     __pydantic_extra__: dict[str, TrustConfig]
 
     artefacts: ArtefactTrust | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> TrustTable:
+        """Read this table alone, for those who must not be able to read the gateway's keys; raises `ConfigError`."""
+        table = _document(path).get("trust", {})
+        try:
+            return cls.model_validate_json(json.dumps(table, default=str), context={"root": path.parent})
+        except ValidationError as error:
+            raise ConfigError([f"trust.{problem}" for problem in _sentences(error.errors(include_url=False))]) from error
 
     @property
     def policies(self) -> Mapping[str, TrustConfig]:
@@ -310,12 +343,7 @@ class Config(_Table):
         Raises:
             ConfigError: names every mistake by its dotted key, those between tables included.
         """
-        try:
-            document = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError([f"{path}: {error.strerror}"]) from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError([f"{path}: not TOML: {error}"]) from error
+        document = _document(path)
         problems: list[str] = []
         try:
             # Through JSON, because there "strict" still takes text for a path and a list for a tuple.
@@ -330,6 +358,15 @@ class Config(_Table):
     def policy_of(self, route: str) -> PolicyConfig:
         """The service policy that holds for a route: its own, else the global one."""
         return self.routes[route].policy or self.policy
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError([f"{path}: not TOML: {error}"]) from error
 
 
 def _sentences(problems: list[ErrorDetails]) -> list[str]:

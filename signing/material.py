@@ -61,7 +61,7 @@ def admit_crl(
     encoded, scope = crl.public_bytes(Encoding.DER), _scope(crl)
     rivals = [each for each in present if _scope(each) == scope and any(is_crl_of(each, issuer) for issuer in issuers)]
     known = any(each.public_bytes(Encoding.DER) == encoded for each in rivals)
-    newest = max((each for each in rivals), key=_order, default=None)
+    newest = max(rivals, key=_order, default=None)
     if newest is not None and _order(crl) <= _order(newest) and newest.public_bytes(Encoding.DER) != encoded:
         raise TrustError(f"not newer than the list of {newest.last_update_utc:%Y-%m-%d %H:%M} that is there")
     return Material(encoded, _digest(scope), crl.last_update_utc, crl.next_update_utc, not known)
@@ -94,9 +94,10 @@ def admit_ocsp(
         raise TrustError("no word on this certificate that was signed for its issuer")
     if answer.this_update > at + CLOCK_SKEW:
         raise TrustError("issued in the future")
-    before = Revocation((), tuple(present), responders).newest(certificate, issuer)
-    known = before is not None and any(each.public_bytes(Encoding.DER) == data for each in present)
-    if before is not None and answer.this_update <= before.this_update and not known:
+    present = tuple(present)
+    before = Revocation((), present, responders).newest(certificate, issuer)
+    known = any(each.public_bytes(Encoding.DER) == data for each in present)
+    if before is not None and (answer.this_update, known) <= (before.this_update, False):
         raise TrustError(f"not newer than the answer of {before.this_update:%Y-%m-%d %H:%M} that is there")
     subject = _digest((issuer.public_bytes(Encoding.DER), certificate.serial_number.to_bytes(32, "big")))
     return Material(data, subject, answer.this_update, answer.next_update, not known)
