@@ -71,13 +71,7 @@ def _url(value: str) -> str:
 File = Annotated[Path, AfterValidator(_readable_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
 FileOrDirectory = Annotated[Path, AfterValidator(_readable)]
-Secretdef _url(value: str) -> str:
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    return value
-
-
-File = Annotated[Path, AfterValidator(_secret_file)]
+SecretFile = Annotated[Path, AfterValidator(_secret_file)]
 OwnDirectory = Annotated[Path, AfterValidator(_resolved)]
 Address = Annotated[str, AfterValidator(_address)]
 Url = Annotated[str, AfterValidator(_url)]
@@ -279,7 +273,9 @@ class TrustTable(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(table, default=str), context={"root": path.parent})
         except ValidationError as error:
-            raise ConfigError([f"trust.{problem}" for problem in _sentences(error.errors(include_url=False))]) from error
+            raise ConfigError(
+                [f"trust.{problem}" for problem in _sentences(error.errors(include_url=False))]
+            ) from error
 
     @property
     def policies(self) -> Mapping[str, TrustConfig]:
