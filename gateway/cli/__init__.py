@@ -20,6 +20,10 @@ _COMMANDS = {
     "screen": ("gateway.cli.screening:screen", "Have a gateway examine files or folders."),
     "sign": ("gateway.cli.signatures:sign", "Add a digital signature to a DICOM file."),
     "verify": ("gateway.cli.signatures:verify", "Verify the digital signatures of DICOM files."),
+    "resign": ("gateway.cli.resigning:resign", "Sign a losslessly transcoded copy of a verified DICOM file."),
+    "lint": ("gateway.cli.linting:lint", "Say what will break a DICOM file's signature."),
+    "diff": ("gateway.cli.linting:diff", "Say where two DICOM files differ in what a signature covers."),
+    "series": ("gateway.cli.series:series", "Sign and verify the list of a series' objects."),
     "audit": ("gateway.cli.auditing:audit", "Verify, show and export the audit log."),
 }
 _PLUGIN_HELP = {"demo": "Start everything on this machine and show the main job end to end."}

@@ -1,0 +1,58 @@
+"""The options by which every command that signs is told with which key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from signing import FileSigner, Signer
+from signing.signers import Pkcs11Signer
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OPTIONS = (
+    click.option("--key", type=_FILE, help="Private key, PEM: RSA, P-256, P-384 or P-521."),
+    click.option("--password-file", type=_FILE, help="File with the password of an encrypted private key."),
+    click.option("--pkcs11-uri", metavar="URI", help="A key in hardware instead (RFC 7512); its PIN by pin-source, "
+                 "or in SCANWARD_PKCS11_PIN."),
+    click.option("--cert", required=True, type=_FILE, help="The key's certificate, PEM."),
+    click.option("--chain", type=_FILE, help="Certificates of its issuers, PEM."),
+)  # fmt: skip
+
+
+def signer_options(command: _F) -> _F:
+    """Add the options to a command, which passes what they give on to `open_signer`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_signer(given: dict[str, Any], stack: ExitStack) -> Signer:
+    """The signer that the options name; `stack` closes it.
+
+    Raises:
+        SignError: key, token or certificate cannot be used.
+        click.UsageError: not exactly one key.
+    """
+    uri, key, password = given["pkcs11_uri"], given["key"], given["password_file"]
+    if (uri is None) == (key is None):
+        raise click.UsageError("give either --key or --pkcs11-uri")
+    if uri is not None:
+        if password is not None:
+            raise click.UsageError("--password-file belongs to --key")
+        signer = Pkcs11Signer.open(uri, given["cert"], given["chain"])
+        stack.callback(signer.close)
+        return signer
+    secret = password.read_bytes().rstrip(b"\r\n") if password is not None else None
+    return FileSigner.load(key, given["cert"], given["chain"], secret)
+
+
+def write_whole(out: Path, data: bytes) -> None:
+    """Write a file whole or not at all, also where OUT is what was read."""
+    part = out.with_name(f"{out.name}.part")
+    part.write_bytes(data)
+    part.replace(out)
