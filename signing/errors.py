@@ -5,6 +5,7 @@ SigningError
 ├── SignatureError      examined, and no acceptable signature was found
 ├── TrustError          trust material or a trust policy cannot be used
 ├── SignError           the object, key or profile asked for cannot be signed with
+│   └── NotTheSameError a copy differs from what was verified, so it is not signed anew
 └── EnvelopeError       a DSSE envelope is malformed, foreign or altered
 """
 
@@ -70,6 +71,10 @@ class TrustError(SigningError):
 
 class SignError(SigningError):
     """This object cannot be signed as asked."""
+
+
+class NotTheSameError(SignError):
+    """A copy differs from the original that was verified; says where, never with a value."""
 
 
 class EnvelopeError(SigningError):

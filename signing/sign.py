@@ -136,6 +136,18 @@ def sign(
     )
 
 
+def without_signatures(data: bytes) -> bytes:
+    """A DICOM file without the signature macros of its main data set; every other byte stays as it was.
+
+    Raises:
+        DicomError: not a DICOM object.
+    """
+    elements = read(data)
+    present = [elements.get(tag) for tag in (MAC_PARAMETERS_SEQUENCE, DIGITAL_SIGNATURES_SEQUENCE)]
+    cuts = [_Insertion(each.start, each.end, b"", each.end, b"") for each in present if each is not None]
+    return _spliced(data, elements, cuts) if cuts else bytes(data)
+
+
 def _choose(elements: Elements, profile: str, tags: Iterable[str | int]) -> tuple[int, ...]:
     if profile not in profiles():
         raise SignError(f"profile {profile!r} is none of {', '.join(profiles())}")
