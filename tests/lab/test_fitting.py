@@ -1,0 +1,233 @@
+"""One command turns clean scans into a signed artefact that a gateway can load."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from detectors.artifact import MANIFEST, Artefact
+from detectors.observation import LEVEL
+from detectors.testing import check_detector
+from detectors.twins import Hardening
+from gateway.profile import Profile
+from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
+from lab import data, fitting
+from lab.cli import main
+from lab.development import descend, harmless, on_grid, simulate
+from lab.measuring import flagged
+from lab.training import Recipe, export, train_classifier
+from lab.workbench import logits_of
+from signing.envelope import create_key, load_public_key, open_envelope
+
+PROFILE = b"""
+name = "blobs"
+version = "1"
+task = "multiclass"
+classes = ["plain", "striped"]
+[input]
+name = "image"
+layout = "NCHW"
+channels = 1
+size = [32, 32]
+range = [-1.0, 1.0]
+"""
+QUICK = (Hardening(0.5, 6.0, 6, 2e-3, batch=16), Hardening(1.0, 6.0, 6, 4e-3, batch=16))
+
+
+def blobs(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Grey images with a spot on noise, every second of them faintly striped, and which are."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    labels = np.arange(count) % 2
+    images = np.empty((count, 32, 32), np.uint8)
+    for k, label in enumerate(labels):
+        y, x, size = *rng.uniform(8, 24, 2), rng.uniform(4, 8)
+        spot = 60 * np.exp(-((np.hypot(rows - y, columns - x) / size) ** 2))
+        stripes = label * 14 * np.sin(2 * np.pi * (rows + rng.uniform(0, 4)) / 4)
+        images[k] = np.clip(80 + spot + stripes + rng.normal(0, 4, (32, 32)), 0, 255)
+    return images, labels.astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its profile, data and a key."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "profile.toml").write_bytes(PROFILE)
+    arrays: dict[str, NDArray[np.generic]] = {"class_names": np.array(["plain", "striped"])}
+    for place, (split, count) in enumerate({"train": 240, "val": 300, "test": 60}.items()):
+        images, labels = blobs(count, seed=place)
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+        arrays |= {f"{split}_groups": np.array([f"{split}{k // 2}" for k in range(count)])}
+        arrays |= {f"{split}_ids": np.array([f"{split}-{k}" for k in range(count)])}
+    np.savez(folder / "data.npz", **arrays)
+    profile = Profile.load(folder / "profile.toml")
+    train = data.load(folder / "data.npz", profile).train
+    model = train_classifier(
+        train.images, train.labels, classes=2, recipe=Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=16, batch=16),
+        watch=lambda _epoch, _loss: None,
+    )  # fmt: skip
+    (folder / "model.onnx").write_bytes(export(model, profile))
+    create_key(folder / "key.pem")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(site: Path) -> fitting.Fitted:
+    """What a quick fit of the site leaves in `out`."""
+    from signing.envelope import load_private_key
+
+    profile = Profile.load(site / "profile.toml")
+    parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
+    key: Ed25519PrivateKey = load_private_key(site / "key.pem")
+    model = (site / "model.onnx").read_bytes()
+    return fitting.fit(model, profile, parts, site / "out", fpr=0.01, key=key, seed=0, recipes=QUICK)
+
+
+def test_the_victim_is_worth_attacking(site: Path, fitted: fitting.Fitted) -> None:
+    assert fitted.measured["accuracy"] > 0.95
+    assert fitted.measured["pgd"]["8"]["successes"] > 40
+
+
+def test_the_ensemble_flags_the_attack_and_few_clean_scans(fitted: fitting.Fitted) -> None:
+    assert fitted.measured["pgd"]["8"]["tpr"]["ensemble"]["rate"] > 0.9
+    assert fitted.measured["fpr"]["ensemble"]["rate"] <= 0.1
+
+
+def test_the_manifest_is_signed_and_says_what_was_fitted(site: Path, fitted: fitting.Fitted) -> None:
+    envelope = (site / "out" / MANIFEST_ENVELOPE).read_bytes()
+    opened = open_envelope(envelope, [load_public_key(site / "key.pem.pub")], MANIFEST_TYPE)
+
+    assert opened == fitted.manifest == (site / "out" / MANIFEST).read_bytes()
+    facts = json.loads(opened)
+    assert facts["guarantee"] == "confident"
+    assert (facts["n_fit"] + facts["n_a"], facts["n_b"]) == (240, 300)
+    assert 0 <= facts["conversion_max_abs_diff"] < 1e-3
+    assert facts["data_sha256"] == hashlib.sha256((site / "data.npz").read_bytes()).hexdigest()
+    assert set(facts["detectors"]) == {
+        "twinM", "twinS", "fusion", "uad", "gradient_residual", "jpeg75", "median3", "rotation3",
+    }  # fmt: skip
+
+
+def test_what_was_written_is_what_was_fitted(site: Path, fitted: fitting.Fitted) -> None:
+    profile = Profile.load(site / "profile.toml")
+    test = data.load(site / "data.npz", profile).test
+    model = (site / "model.onnx").read_bytes()
+
+    loaded = Artefact.load(site / "out", fitted.manifest, model, profile.sha256, torch.device("cpu"))
+
+    before, after = fitted.ensemble.examine(test.images), loaded.ensemble.examine(test.images)
+    assert torch.allclose(before.p_value, after.p_value, atol=0.02)
+    for member in loaded.ensemble.members:
+        check_detector(member.detector, loaded.ensemble.probe)
+
+
+def test_harmless_changes_are_not_flagged_like_attacks(site: Path, fitted: fitting.Fitted) -> None:
+    profile = Profile.load(site / "profile.toml")
+    probe = fitted.ensemble.probe
+    unit = probe.span.to_unit(data.load(site / "data.npz", profile).test.images)
+
+    flags, _ = flagged(fitted.ensemble, harmless(unit, seed=5), fpr=0.01)
+
+    assert flags["ensemble"].float().mean() < 0.3
+
+
+def test_simulated_attacks_are_storable_and_within_their_budget(site: Path, fitted: fitting.Fitted) -> None:
+    profile = Profile.load(site / "profile.toml")
+    probe = fitted.ensemble.probe
+    unit = probe.span.to_unit(data.load(site / "data.npz", profile).test.images)
+    assert on_grid(unit)
+
+    found = simulate(logits_of(probe), unit, device=torch.device("cpu"), seed=1)
+    images, success = descend(logits_of(probe), unit, levels=4, steps=5, device=torch.device("cpu"), seed=1)
+
+    assert len(found.images) > 0
+    assert on_grid(found.images)
+    assert (found.images - unit[found.sources]).abs().max() <= 8.5 * LEVEL
+    assert (images - unit).abs().max() <= 4.01 * LEVEL
+    assert bool(success.any())
+
+
+def test_two_halves_share_no_patient(site: Path) -> None:
+    train = data.load(site / "data.npz", Profile.load(site / "profile.toml")).train
+
+    first, second = data.halves(train, 0.8, seed=3)
+
+    assert not set(first.groups) & set(second.groups)
+    assert len(first) + len(second) == len(train)
+    assert 0.75 * len(train) <= len(first) <= 0.85 * len(train)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_scores_with_what_was_fitted(site: Path, fitted: fitting.Fitted) -> None:
+    names = ["score", "--model", site / "model.onnx", "--profile", site / "profile.toml"]
+
+    result = run(*names, "--detectors", site / "out", "--data", site / "data.npz", "--json")
+
+    table = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert table["ids"][0] == "test-0"
+    assert len(table["p"]) == len(table["prediction"]) == len(table["detectors"]["twinM"]) == 60
+    assert all(0 < p <= 1 for p in table["p"])
+
+
+def without(site: Path, folder: Path, **changes: NDArray[np.generic] | None) -> Path:
+    """The data set with some arrays replaced or left out."""
+    with np.load(site / "data.npz") as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    np.savez(folder / "changed.npz", **{name: array for name, array in arrays.items() if array is not None})
+    return folder / "changed.npz"
+
+
+CHANGES: dict[str, tuple[dict[str, NDArray[np.generic] | None], str]] = {
+    "too few to calibrate": (
+        {f"val_{name}": np.zeros((0,), np.int64) for name in ("images", "labels", "groups", "ids")},
+        "0 scans to calibrate on",
+    ),
+    "a patient in two splits": ({"val_groups": np.array(["train0"] * 300)}, "no group may be in two splits"),
+    "no patients": ({"train_groups": None}, "train_groups is missing"),
+    "16 bits": ({"train_images": np.zeros((240, 32, 32), np.uint16)}, "uint8"),
+    "labels lost": ({"train_labels": np.zeros(3, np.int64)}, "differ in number"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_data_that_cannot_be_fitted_is_refused_in_one_sentence(site: Path, tmp_path: Path, case: str) -> None:
+    changes, sentence = CHANGES[case]
+    path = without(site, tmp_path, **changes)
+
+    result = run(
+        "fit",
+        "--model",
+        site / "model.onnx",
+        "--profile",
+        site / "profile.toml",
+        "--data",
+        path,
+        "--out",
+        tmp_path / "o",
+    )
+
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+def test_files_that_are_none_are_refused(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk").write_bytes(b"junk")
+    good = {"--model": site / "model.onnx", "--profile": site / "profile.toml", "--data": site / "data.npz"}
+    for option in good:
+        chosen = [part for pair in (good | {option: tmp_path / "junk"}).items() for part in pair]
+
+        result = run("fit", *chosen, "--out", tmp_path / "o")
+
+        assert result.exit_code == 2
+        assert result.stderr.strip().startswith("scanward-lab: ")
