@@ -68,10 +68,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "data.npz", **arrays)
     profile = Profile.load(folder / "profile.toml")
     train = data.load(folder / "data.npz", profile).train
-    model = train_classifier(
-        train.images, train.labels, classes=2, recipe=Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=16, batch=16),
-        watch=lambda _epoch, _loss: None,
-    )  # fmt: skip
+    recipe = Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=16, batch=16)
+    model = train_classifier(train.images, train.labels, classes=2, recipe=recipe, watch=lambda _epoch, _loss: None)
     (folder / "model.onnx").write_bytes(export(model, profile))
     create_key(folder / "key.pem")
     return folder
