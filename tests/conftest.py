@@ -7,6 +7,11 @@ from collections.abc import Generator
 
 import pytest
 
+# Before torch is imported, here and in every process that a test starts: threads that outnumber the cores and spin
+# while they wait make a busy machine many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SKIPS = ("needs shared data",)
 """How the reason of an allowed skip starts: real scans are not part of the source tree."""
 
