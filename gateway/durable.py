@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step, readable by the owner alone; on disk when this returns."""
+def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Put `data` at `path` in one step, readable by the owner alone if not said otherwise; on disk on return."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

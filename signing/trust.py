@@ -158,8 +158,8 @@ def load_revocation(
 ) -> Revocation:
     """Read revocation lists and OCSP responses from files, or folders of them; raises `TrustError`."""
     return Revocation(
-        [_crl(file) for path in crls for file in _files(path)],
-        [_ocsp(file) for path in ocsp for file in _files(path)],
+        [_crl(file) for path in crls for file in files_of(path)],
+        [_ocsp(file) for path in ocsp for file in files_of(path)],
         responders,
     )
 
@@ -185,7 +185,8 @@ def _who(certificate: x509.Certificate) -> str:
     return f"the certificate of {common_name(certificate)!r}"
 
 
-def _files(path: str | FilePath) -> Iterator[FilePath]:
+def files_of(path: str | FilePath) -> Iterator[FilePath]:
+    """The file, or the files of the folder, that material is read from."""
     given = FilePath(path)
     if given.is_dir():
         # A file that is being written lies beside the one that it will replace.
@@ -206,7 +207,7 @@ def _read(file: FilePath) -> bytes:
 def _certificates(path: str | FilePath) -> Iterator[x509.Certificate]:
     given = FilePath(path)
     suffixes = {".pem", ".crt", ".cer", ".der"}
-    for file in _files(path):
+    for file in files_of(path):
         if given.is_dir() and file.suffix.lower() not in suffixes:
             continue
         try:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "lint": ("gateway.cli.linting:lint", "Say what will break a DICOM file's signature."),
     "diff": ("gateway.cli.linting:diff", "Say where two DICOM files differ in what a signature covers."),
     "series": ("gateway.cli.series:series", "Sign and verify the list of a series' objects."),
+    "trust": ("gateway.cli.trusting:trust", "Keep revocation lists and OCSP responses up to date."),
     "audit": ("gateway.cli.auditing:audit", "Verify, show and export the audit log."),
 }
 _PLUGIN_HELP = {"demo": "Start everything on this machine and show the main job end to end."}
