@@ -30,7 +30,7 @@ _SIGNATURES_MAX = 8
 
 def seal(payload: bytes, payload_type: str, key: Ed25519PrivateKey) -> bytes:
     """A JSON envelope around `payload`, with one signature and its key id."""
-    signature = key.sign(_pre_authentication_encoding(payload, payload_type))
+    signature = key.sign(pre_authentication_encoding(payload, payload_type))
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": payload_type,
@@ -45,27 +45,42 @@ def open_envelope(envelope: bytes, keys: Sequence[Ed25519PublicKey], payload_typ
     Raises:
         EnvelopeError: malformed, of another type, or signed by none of the keys.
     """
+    payload, signatures = parse(envelope, payload_type)
+    signed = pre_authentication_encoding(payload, payload_type)
+    known = [(key_id(key), key) for key in keys]
+    for stated in signatures:
+        for identifier, key in known:
+            if stated.get("keyid") in (None, "", identifier) and _verifies(key, stated["sig"], signed):
+                return payload
+    raise EnvelopeError("signed by none of the known keys, or altered")
+
+
+def parse(envelope: bytes, payload_type: str) -> tuple[bytes, list[dict[str, Any]]]:
+    """The payload and the signatures, `sig` decoded; nothing of it is to be believed yet.
+
+    Raises:
+        EnvelopeError: malformed, or of another type.
+    """
     if len(envelope) > ENVELOPE_BYTES_MAX:
         raise EnvelopeError(f"an envelope of {len(envelope)} bytes")
     try:
         parsed = json.loads(envelope)
         payload = _decoded(parsed["payload"])
         stated_type = parsed["payloadType"]
-        signatures = [(each.get("keyid"), _decoded(each["sig"])) for each in parsed["signatures"]]
+        signatures = [{**each, "sig": _decoded(each["sig"])} for each in parsed["signatures"]]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EnvelopeError("not a DSSE envelope") from error
     if stated_type != payload_type:
         raise EnvelopeError(f"the payload is not of the type {payload_type}")
     if not 1 <= len(signatures) <= _SIGNATURES_MAX:
         raise EnvelopeError(f"{len(signatures)} signatures")
+    return payload, signatures
 
-    signed = _pre_authentication_encoding(payload, payload_type)
-    known = [(key_id(key), key) for key in keys]
-    for stated_id, signature in signatures:
-        for identifier, key in known:
-            if stated_id in (None, "", identifier) and _verifies(key, signature, signed):
-                return payload
-    raise EnvelopeError("signed by none of the known keys, or altered")
+
+def pre_authentication_encoding(payload: bytes, payload_type: str) -> bytes:
+    """What is signed: the payload bound to its type (DSSE protocol, "PAE")."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def key_id(public_key: Ed25519PublicKey) -> str:
@@ -123,11 +138,6 @@ def create_key(path: str | Path) -> Ed25519PrivateKey:
     except OSError as error:
         raise EnvelopeError(f"{path}: {error.strerror}") from error
     return key
-
-
-def _pre_authentication_encoding(payload: bytes, payload_type: str) -> bytes:
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def _decoded(text: Any) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from signing import FileSigner, Signer
+from signing import FileSigner
 from signing.signers import Pkcs11Signer
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -31,7 +31,7 @@ def signer_options(command: _F) -> _F:
     return command
 
 
-def open_signer(given: dict[str, Any], stack: ExitStack) -> Signer:
+def open_signer(given: dict[str, Any], stack: ExitStack) -> FileSigner | Pkcs11Signer:
     """The signer that the options name; `stack` closes it.
 
     Raises:
