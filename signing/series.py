@@ -161,7 +161,7 @@ def verify_series(paths: Iterable[Path], manifest: bytes, trust: Trust, *, at: d
             continue
         reason = _judge(found, series, instances.get(found.uid), again=found.uid in seen)
         if found.uid in instances and found.series == series:
-            seen[found.uid] = reason is None
+            seen[found.uid] = seen.get(found.uid, False) or reason is None
         if reason is not None:
             findings.append(SeriesFinding(reason, found.uid, str(path)))
     findings += [SeriesFinding(SeriesReason.MISSING, uid, "") for uid in instances if uid not in seen]  # (3)
