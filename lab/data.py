@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +114,7 @@ def _from_npz(path: Path, profile: Profile) -> Dataset:
         content = path.read_bytes()
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as .npz") from error
     classes = tuple(str(name) for name in arrays.get("class_names", np.array(profile.classes)))
     splits = {name: _npz_split(arrays, name, profile) for name in SPLITS}
