@@ -7,9 +7,9 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 
 from gateway import durable, telemetry
-from gateway.assembly import Plan, Records, build_service, build_upstreams, start_engine
+from gateway.assembly import Plan, Records, build_service, build_upstreams, revocation_files, start_engine
 from gateway.audit.record import Started
 from gateway.config import Config
 from gateway.decode import Decompressor
@@ -29,12 +29,17 @@ from gateway.metrics import Metrics
 from gateway.receivers.grpc_server import GrpcReceiver
 from gateway.receivers.receiver import Gate
 from gateway.service import ProtectionService
+from gateway.upstreams.upstream import Upstream
 
 DISTRIBUTION = "scanward"
 
 _OWN_PACKAGES = ("gateway", "detectors", "signing", "lab")
 _LOOK_S = 0.5
 """How often readiness is looked at while nothing else happens."""
+_MATERIAL_LOOK_S = 2.0
+"""How often revocation files are looked at."""
+_MATERIAL = 0
+"""Among signals, which begin at 1: revocation files have changed."""
 _FIXED = ("receivers", "metrics", "storage", "keys", "engine")
 """Tables that a reload cannot change: ports, files and processes that are in use."""
 
@@ -47,6 +52,7 @@ class Served:
 
     plan: Plan
     engine: LocalEngine | None
+    upstreams: Mapping[str, Upstream]
     service: ProtectionService
 
 
@@ -70,7 +76,7 @@ class App:
         (4) build the routes
         (5) listen
         (6) say that it is ready
-        (7) serve, reading the configuration again on SIGHUP
+        (7) serve, reading the configuration again on SIGHUP, and revocation material when its files change
         (8) drain: unready first, then no new calls, then the end of those in progress, then the log's last checkpoint
 
         Raises:
@@ -91,6 +97,7 @@ class App:
             closing.callback(receiver.drain, grpc.drain_s_max)
             addresses = {"grpc": receiver.start(), "http": None, "metrics": metrics_address}  # (5)
             receiver.ready(True)
+            closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
             self._until_told_to_stop(receiver, records, decompressor)  # (7)
             _log.info("stopping")  # (8) is the stack's, in reverse
@@ -106,7 +113,8 @@ class App:
         service = build_service(plan, records, engine=engine, upstreams=upstreams, decompressor=decompressor)
         settings = sha256(plan.config.model_dump_json().encode()).hexdigest()
         records.audit.append(Started(settings, version(DISTRIBUTION))).result()
-        self._served = Served(plan, engine, service)
+        self._served = Served(plan, engine, upstreams, service)
+        _say_age(records.metrics, plan)
         _log.info("serving", config_sha256=settings, count=len(plan.config.routes))
         if before is not None and before.engine is not None and not kept:
             # Calls that began before the change still wait for it, at the longest until their deadline.
@@ -127,14 +135,41 @@ class App:
         except GatewayError as error:
             _log.error("reload_refused", problems=[str(error)])
 
+    def _take_material(self, records: Records, decompressor: Decompressor) -> None:
+        """Judge by the revocation files of now, everything else as it was; what cannot be read stays as it was."""
+        assert self._served is not None
+        before = self._served
+        trusts = dict(before.plan.trusts)
+        for name, config in before.plan.config.trust.policies.items():
+            if revocation_files(config) == trusts[name].seen:
+                continue
+            try:
+                trusts[name] = trusts[name].refreshed(name, config)
+                _log.info("material_taken", trust=name, trust_sha256=trusts[name].sha256)
+            except ConfigError as error:
+                _log.error("material_refused", problems=error.problems)
+        plan = replace(before.plan, trusts=trusts)
+        service = build_service(
+            plan, records, engine=before.engine, upstreams=before.upstreams, decompressor=decompressor
+        )
+        self._served = Served(plan, before.engine, before.upstreams, service)
+        _say_age(records.metrics, plan)
+
+    def _plan(self) -> Plan:
+        assert self._served is not None
+        return self._served.plan
+
     def _until_told_to_stop(self, receiver: GrpcReceiver, records: Records, decompressor: Decompressor) -> None:
         ready = True
         while True:
             with suppress(queue.Empty):
                 number = self._signals.get(timeout=_LOOK_S)
-                if number != signal.SIGHUP:
+                if number == _MATERIAL:
+                    self._take_material(records, decompressor)
+                elif number == signal.SIGHUP:
+                    self._reload(records, decompressor)
+                else:
                     return
-                self._reload(records, decompressor)
             engine = self._served.engine if self._served is not None else None
             if ready != (now := records.audit.healthy and (engine is None or engine.ready)):
                 ready = now
@@ -181,6 +216,32 @@ class App:
             engine.close()
 
 
+class MaterialWatch:
+    """Looks at revocation files from a thread of its own, so that a slow disk delays nobody, and tells of changes."""
+
+    def __init__(self, plan: Callable[[], Plan], tell: Callable[[], None]) -> None:
+        """`plan`: what serves now; `tell` is called once for each state of the files that is not the plan's."""
+        self._plan = plan
+        self._tell = tell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="material-watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        told = None
+        while not self._stop.wait(_MATERIAL_LOOK_S):
+            plan = self._plan()
+            now = {name: revocation_files(config) for name, config in plan.config.trust.policies.items()}
+            if now != told and any(seen != plan.trusts[name].seen for name, seen in now.items()):
+                told = now  # once, so that a file that cannot be read is not read again and again
+                self._tell()
+
+
 def check(config: Config) -> None:
     """Find whatever would keep `serve` from starting, short of ports and the detection worker; writes nothing.
 
@@ -205,6 +266,10 @@ def refuse_foreign_owners() -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _say_age(metrics: Metrics, plan: Plan) -> None:
+    metrics.revocation({name: trusted.updated for name, trusted in plan.trusts.items()})
 
 
 @contextmanager
