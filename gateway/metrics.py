@@ -38,17 +38,10 @@ class Metrics:
         self._clock = clock
         self._checkpointed_at: float | None = None
         self._scans = Counter(
-            "scanward_scans",
-            "Scans answered",
-            ["receiver", "modality", "disposition"],
-            registry=registry,
+            "scanward_scans", "Scans answered", ["receiver", "modality", "disposition"], registry=registry
         )
         self._stage = Histogram(
-            "scanward_stage_seconds",
-            "Wall time of a stage that ran",
-            ["stage"],
-            buckets=_STAGE_BUCKETS,
-            registry=registry,
+            "scanward_stage_seconds", "Wall time of a stage", ["stage"], buckets=_STAGE_BUCKETS, registry=registry
         )
         self._protect = Histogram(
             "scanward_protect_seconds",
@@ -83,10 +76,7 @@ class Metrics:
         self._queue = Gauge("scanward_queue_depth", "Entries that wait in a queue", ["queue"], registry=registry)
         self._held = Gauge("scanward_quarantine_held", "Scans held in quarantine", registry=registry)
         self._unsafe = Counter(
-            "scanward_unsafe_admissions",
-            "Scans admitted only because of an unsafe setting",
-            ["setting"],
-            registry=registry,
+            "scanward_unsafe_admissions", "Scans admitted only by an unsafe setting", ["setting"], registry=registry
         )
         self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
         self._replay_rows = Gauge(

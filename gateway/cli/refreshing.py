@@ -49,7 +49,7 @@ class Outcome:
     about: str
     """Common name of the authority whose list it is, or of the certificate that was asked after."""
     url: str
-    """The last that was tried."""
+    """The one that the result is about."""
     result: str
     """`written`, `unchanged`, `refused` (what came may not be used), `unreachable`, or `unreadable` (a file)."""
     detail: str = ""
@@ -216,7 +216,8 @@ class _Refresh:
                 material = judge(self.fetch(url, body, bytes_max))
             except (FetchError, TrustError) as error:
                 result = "unreachable" if isinstance(error, FetchError) else "refused"
-                outcome = Outcome(self.name, kind, about, url, result, str(error))
+                if outcome.result != "refused":  # which is graver than that another address did not answer
+                    outcome = Outcome(self.name, kind, about, url, result, str(error))
                 continue
             current = material.is_current(self.at, self.trust.policy.revocation_age_s_max)
             detail = "" if current else "out of date"
