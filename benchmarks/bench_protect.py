@@ -173,7 +173,8 @@ def _slices(directory: Path, hospital: Hospital, count: int) -> list[Path]:
     for number in range(count):
         phantom = drawn_slices[number % DRAWN]
         lowest = noise.integers(0, 2, phantom.pixels.shape, dtype=np.uint16)
-        scan = phantoms.to_dicom(replace(phantom, pixels=phantom.pixels & np.uint16(0xFFFE) | lowest))
+        other = replace(phantom, pixels=phantom.pixels & np.uint16(0xFFFE) | lowest)
+        scan = phantoms.to_dicom(other, instance_number=number + 1)  # an instance of its own, or it would be a replay
         path = directory / f"{number:04d}.dcm"
         path.write_bytes(sign(scan, signer=signer, at=datetime.now(UTC)))
         paths.append(path)
