@@ -19,9 +19,10 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.api.v1 import gateway_pb2 as pb
+from gateway.testing import GatewayProcess
 from lab import phantoms
 from lab.demo.material import BUNDLED, drawn
-from lab.demo.site import build, serving
+from lab.demo.site import build
 from load import Load, Server, drive
 from report import Table, Target, hand_back
 from signing import sign
@@ -93,7 +94,8 @@ def measure() -> Table:
         site = build(directory / "site", drawn())
         scans = _slices(directory, site.hospital, ROUNDS * (ALONE + TOGETHER))
         model = BUNDLED / "model.onnx"
-        with serving(site) as addresses, _bare(None) as hashing, _bare(model) as predicting:
+        with GatewayProcess(site.configuration) as gateway, _bare(None) as hashing, _bare(model) as predicting:
+            addresses = gateway.addresses
 
             def scrape() -> Counter[str]:
                 return _sums(addresses.metrics)

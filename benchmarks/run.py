@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,6 +11,9 @@ from pathlib import Path
 from report import PAGE, machine, markdown, read_back
 
 BENCHMARKS = ("bench_verify.py", "bench_detection.py", "bench_protect.py")
+
+QUIET = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait for others would measure the machine's other load."""
 
 _OPENING = """# Benchmarks
 
@@ -26,7 +30,7 @@ def main() -> int:
     for name in BENCHMARKS:
         print(f"{name} …", file=sys.stderr, flush=True)
         command = [sys.executable, str(Path(__file__).with_name(name)), "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=QUIET)
         if done.returncode != 0:
             print(f"{name} failed; {PAGE.name} is left as it was", file=sys.stderr)
             return 1
