@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("detectors", "gateway", "lab", "signing")
 GENERATED = ROOT / "gateway" / "api"
-TEST_FOLDERS_OF_THEIR_OWN = {"assets", "e2e", "simulators", "benchmarks"}
+TEST_FOLDERS_OF_THEIR_OWN = {"assets", "e2e", "fuzz", "simulators"}
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 WEIGHTS_BYTES_MAX = 3_000_000

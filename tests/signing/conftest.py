@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydicom.data import get_testdata_file
 
+from signing import Reason, SignatureError, Source, Trust, read, sign, verify
 from signing.testing import Hospital
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -47,6 +48,33 @@ def ct() -> bytes:
 def mr() -> bytes:
     """A real MR slice, 64 x 64, explicit VR little endian."""
     return _bundled("MR_small.dcm")
+
+
+@pytest.fixture(scope="session")
+def signed(ct: bytes, hospital: Hospital, now: datetime) -> bytes:
+    """The CT slice, signed by the hospital's CT scanner."""
+    return sign(ct, signer=hospital.signer("ct"), at=now)
+
+
+@pytest.fixture
+def ward(tmp_path: Path, now: datetime) -> Hospital:
+    """A hospital of one's own, to revoke in."""
+    return Hospital.make(tmp_path, now=now)
+
+
+def _outcome(
+    data: bytes, trust: Trust, at: datetime, source: Source | None = None
+) -> tuple[Reason, dict[str, str], bool]:
+    try:
+        return Reason.OK, dict(verify(read(data), trust, at=at, source=source).checks), False
+    except SignatureError as error:
+        return error.reason, dict(error.checks), error.indeterminate
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[..., tuple[Reason, dict[str, str], bool]]:
+    """Verifies: reason, checks, and whether the reason leaves it undecided."""
+    return _outcome
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Chains, revocation, time stamps, bindings and freshness: each at the right time, each with its own reason."""
+"""Chains, certificates and revocation: each judged at the right time, each with its own reason."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 import signing
 from signing import (
     AllowedSigner,
-    Binding,
     FileSigner,
     Reason,
     SignatureError,
-    Source,
     Trust,
     TrustError,
     TrustPolicy,
@@ -30,31 +28,14 @@ from signing import (
 from signing.certificates import find_paths
 from signing.testing import Hospital, Key
 
+Verdict = tuple[Reason, dict[str, str], bool]
+
+
 DAY = timedelta(days=1)
 
 
-def outcome(
-    data: bytes, trust: Trust, at: datetime, source: Source | None = None
-) -> tuple[Reason, dict[str, str], bool]:
-    try:
-        return Reason.OK, dict(signing.verify(read(data), trust, at=at, source=source).checks), False
-    except SignatureError as error:
-        return error.reason, dict(error.checks), error.indeterminate
-
-
-@pytest.fixture(scope="session")
-def signed(ct: bytes, hospital: Hospital, now: datetime) -> bytes:
-    return signing.sign(ct, signer=hospital.signer("ct"), at=now)
-
-
-@pytest.fixture
-def ward(tmp_path: Path, now: datetime) -> Hospital:
-    """A hospital of one's own, to revoke in."""
-    return Hospital.make(tmp_path, now=now)
-
-
 def test_a_good_signature_passes_every_check_that_was_asked_for(
-    signed: bytes, hospital: Hospital, now: datetime
+    outcome: Callable[..., Verdict], signed: bytes, hospital: Hospital, now: datetime
 ) -> None:
     reason, checks, _ = outcome(signed, hospital.trust(), now)
     assert reason is Reason.OK
@@ -63,7 +44,9 @@ def test_a_good_signature_passes_every_check_that_was_asked_for(
     assert all(checks[name] == "passed" for name in ("crypto", "coverage", "signer", "chain", "revocation"))
 
 
-def test_a_stranger_with_the_same_names_is_untrusted(ct: bytes, hospital: Hospital, now: datetime) -> None:
+def test_a_stranger_with_the_same_names_is_untrusted(
+    outcome: Callable[..., Verdict], ct: bytes, hospital: Hospital, now: datetime
+) -> None:
     foreign = signing.sign(ct, signer=hospital.signer("stranger"), at=now)
     reason, checks, _ = outcome(foreign, hospital.trust(), now)
     assert (reason, checks["crypto"], checks["chain"], checks["signer"]) == (
@@ -74,14 +57,16 @@ def test_a_stranger_with_the_same_names_is_untrusted(ct: bytes, hospital: Hospit
     )
 
 
-def test_without_the_intermediate_nothing_chains(signed: bytes, hospital: Hospital, now: datetime) -> None:
+def test_without_the_intermediate_nothing_chains(
+    outcome: Callable[..., Verdict], signed: bytes, hospital: Hospital, now: datetime
+) -> None:
     trust = Trust.load(None, [hospital.path("root.pem")])
     assert outcome(signed, trust, now)[0] is Reason.UNTRUSTED
 
 
 @pytest.mark.parametrize(("when", "reason"), [(-400, Reason.NOT_YET_VALID), (5000, Reason.EXPIRED)])
 def test_certificates_are_judged_at_the_time_of_receipt(
-    when: int, reason: Reason, signed: bytes, hospital: Hospital, now: datetime
+    outcome: Callable[..., Verdict], when: int, reason: Reason, signed: bytes, hospital: Hospital, now: datetime
 ) -> None:
     trust = hospital.trust(TrustPolicy(revocation="unsafe_off"))
     found, checks, _ = outcome(signed, trust, now + when * DAY)
@@ -89,7 +74,9 @@ def test_certificates_are_judged_at_the_time_of_receipt(
 
 
 @pytest.mark.parametrize("who", ["ct", "intermediate"])
-def test_the_whole_chain_is_checked_for_revocation(who: str, ct: bytes, ward: Hospital, now: datetime) -> None:
+def test_the_whole_chain_is_checked_for_revocation(
+    outcome: Callable[..., Verdict], who: str, ct: bytes, ward: Hospital, now: datetime
+) -> None:
     signed = signing.sign(ct, signer=ward.signer("ct"), at=now)
     ward.issue_crls(now=now, revoked={who: now - timedelta(hours=2)})
     reason, checks, _ = outcome(signed, ward.trust(), now)
@@ -106,7 +93,13 @@ def test_the_whole_chain_is_checked_for_revocation(who: str, ct: bytes, ward: Ho
     ],
 )
 def test_stale_revocation_material_fails_hard_unless_told_otherwise(
-    policy: TrustPolicy, days: int, expected: Reason, signed: bytes, hospital: Hospital, now: datetime
+    outcome: Callable[..., Verdict],
+    policy: TrustPolicy,
+    days: int,
+    expected: Reason,
+    signed: bytes,
+    hospital: Hospital,
+    now: datetime,
 ) -> None:
     reason, checks, indeterminate = outcome(signed, hospital.trust(policy), now + days * DAY)
     assert reason is expected
@@ -114,14 +107,16 @@ def test_stale_revocation_material_fails_hard_unless_told_otherwise(
     assert checks["revocation"] == ("not_run" if policy.revocation == "unsafe_off" else "indeterminate")
 
 
-def test_a_revocation_holds_however_stale_the_list_is(ct: bytes, ward: Hospital, now: datetime) -> None:
+def test_a_revocation_holds_however_stale_the_list_is(
+    outcome: Callable[..., Verdict], ct: bytes, ward: Hospital, now: datetime
+) -> None:
     signed = signing.sign(ct, signer=ward.signer("ct"), at=now)
     ward.issue_crls(now=now, days=1, revoked={"ct": now - timedelta(hours=2)})
     assert outcome(signed, ward.trust(TrustPolicy(revocation="unsafe_soft_fail")), now + 90 * DAY)[0] is Reason.REVOKED
 
 
 def test_a_list_signed_by_another_key_says_nothing(
-    signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+    outcome: Callable[..., Verdict], signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
 ) -> None:
     other = Hospital.make(tmp_path, now=now)
     trust = Trust.load(
@@ -170,7 +165,13 @@ def respond(
     ],
 )
 def test_an_ocsp_response_stands_in_for_a_list(
-    status: ocsp.OCSPCertStatus, expected: Reason, signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+    outcome: Callable[..., Verdict],
+    status: ocsp.OCSPCertStatus,
+    expected: Reason,
+    signed: bytes,
+    hospital: Hospital,
+    tmp_path: Path,
+    now: datetime,
 ) -> None:
     response = respond(hospital, now, tmp_path / "r.der", status)
     crls = [hospital.path("root.crl")]
@@ -198,7 +199,7 @@ def certify(
 
 @pytest.mark.parametrize("certified", [True, False])
 def test_only_a_responder_certified_for_it_speaks_for_the_issuer(
-    certified: bool, signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+    outcome: Callable[..., Verdict], certified: bool, signed: bytes, hospital: Hospital, tmp_path: Path, now: datetime
 ) -> None:
     usage = ExtendedKeyUsageOID.OCSP_SIGNING if certified else ExtendedKeyUsageOID.CLIENT_AUTH
     responder = certify(hospital, now, (x509.ExtendedKeyUsage([usage]), False))
@@ -258,31 +259,9 @@ def test_many_certificates_of_one_name_do_not_make_the_search_long(hospital: Hos
     assert not find_paths(hospital.certificate("stranger"), [hospital.certificate("root")], crowd)
 
 
-def test_a_time_stamp_keeps_a_signature_beyond_its_certificate(ct: bytes, ward: Hospital, now: datetime) -> None:
-    later = now + 5000 * DAY
-    plain = signing.sign(ct, signer=ward.signer("ct"), at=now)
-    stamped = signing.sign(ct, signer=ward.signer("ct"), at=now, tsa=ward.authority(lambda: now))
-    trust = ward.trust(TrustPolicy(revocation="unsafe_off"))
-    assert outcome(plain, trust, later)[0] is Reason.EXPIRED
-    assert outcome(stamped, trust, later)[0] is Reason.OK
-    assert signing.verify(read(stamped), trust, at=later).timestamp == now
-
-
-@pytest.mark.parametrize(("revoked_after", "expected"), [(1, Reason.OK), (-1, Reason.REVOKED)])
-def test_a_revocation_counts_from_its_date_against_the_time_stamp(
-    revoked_after: int, expected: Reason, ct: bytes, ward: Hospital, now: datetime
+def test_an_authority_may_bring_its_issuer_along(
+    outcome: Callable[..., Verdict], ct: bytes, hospital: Hospital, now: datetime
 ) -> None:
-    stamped = signing.sign(ct, signer=ward.signer("ct"), at=now, tsa=ward.authority(lambda: now))
-    ward.issue_crls(now=now + 3 * DAY, revoked={"ct": now + revoked_after * DAY})
-    assert outcome(stamped, ward.trust(), now + 3 * DAY)[0] is expected
-
-
-def test_a_time_stamp_can_be_required(signed: bytes, hospital: Hospital, now: datetime) -> None:
-    reason, checks, _ = outcome(signed, hospital.trust(TrustPolicy(timestamp="required")), now)
-    assert (reason, checks["timestamp"]) == (Reason.TIMESTAMP_MISSING, "failed")
-
-
-def test_an_authority_may_bring_its_issuer_along(ct: bytes, hospital: Hospital, now: datetime) -> None:
     """The token holds the certificate between the authority's and a root."""
     issuer, issuer_key = certify(hospital, now, CA, by="root", cn="issuer of authorities")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -298,35 +277,6 @@ def test_an_authority_may_bring_its_issuer_along(ct: bytes, hospital: Hospital, 
     assert signing.verify(read(stamped), hospital.trust(lenient), at=now).timestamp == now
     reason, checks, indeterminate = outcome(stamped, hospital.trust(), now)
     assert (reason, checks["timestamp"], indeterminate) == (Reason.REVOCATION_UNKNOWN, "indeterminate", True)
-
-
-class Forger:
-    """Stamps with whatever it is told."""
-
-    def __init__(self, make: Callable[[bytes], bytes]) -> None:
-        self._make = make
-
-    def stamp(self, signature: bytes) -> bytes:
-        return self._make(signature)
-
-
-def test_a_time_stamp_that_is_there_and_wrong_always_fails(ct: bytes, hospital: Hospital, now: datetime) -> None:
-    authority = hospital.authority(lambda: now)
-    wrong_key = signing.testing.LocalAuthority(hospital.certificate("tsa"), hospital.key("mr"), lambda: now)
-    not_one = signing.testing.LocalAuthority(hospital.certificate("mr"), hospital.key("mr"), lambda: now)
-    for make in (
-        lambda _: b"garbage!",
-        lambda _: authority.stamp(b"another signature"),
-        lambda value: authority.stamp(value)[:-4],
-        lambda value: authority.stamp(value) + b"\0\0",
-        lambda value: b"\x30\x84\xff\xff\xff\xff" + authority.stamp(value),
-        wrong_key.stamp,
-        not_one.stamp,
-        hospital.authority(lambda: now + DAY).stamp,
-    ):
-        stamped = signing.sign(ct, signer=hospital.signer("mr"), at=now, tsa=Forger(make))
-        reason, checks, _ = outcome(stamped, hospital.trust(), now)
-        assert (reason, checks["crypto"], checks["timestamp"]) == (Reason.TIMESTAMP_INVALID, "passed", "failed")
 
 
 def key_usage(**said: bool) -> x509.KeyUsage:
@@ -352,6 +302,7 @@ SIGNS = (key_usage(digital_signature=True), True)
     ],
 )
 def test_a_certificate_must_be_one_for_signing(
+    outcome: Callable[..., Verdict],
     extensions: list[tuple[x509.ExtensionType, bool]],
     required: tuple[str, ...],
     expected: Reason,
@@ -366,7 +317,9 @@ def test_a_certificate_must_be_one_for_signing(
     assert (reason, checks["signer"]) == (expected, "passed" if expected is Reason.OK else "failed")
 
 
-def test_a_small_key_is_weak(ct: bytes, hospital: Hospital, tmp_path: Path, now: datetime) -> None:
+def test_a_small_key_is_weak(
+    outcome: Callable[..., Verdict], ct: bytes, hospital: Hospital, tmp_path: Path, now: datetime
+) -> None:
     key = rsa.generate_private_key(65537, 1024)  # noqa: S505
     signer = load(tmp_path, *certify(hospital, now, SIGNS, key=key))
     assert outcome(signing.sign(ct, signer=signer, at=now), hospital.trust(), now)[0] is Reason.WEAK_KEY
@@ -375,7 +328,9 @@ def test_a_small_key_is_weak(ct: bytes, hospital: Hospital, tmp_path: Path, now:
     assert outcome(signed, hospital.trust(demanding), now)[0] is Reason.WEAK_KEY
 
 
-def test_another_certificate_of_the_same_key_is_another_signer(ct: bytes, hospital: Hospital, now: datetime) -> None:
+def test_another_certificate_of_the_same_key_is_another_signer(
+    outcome: Callable[..., Verdict], ct: bytes, hospital: Hospital, now: datetime
+) -> None:
     """The certificate is not covered by the MAC, so it can be exchanged; the allow-list tells the two apart."""
     key = hospital.key("mr")
     alias, _ = certify(hospital, now, SIGNS, cn="alias", key=key)
@@ -400,64 +355,8 @@ def load(folder: Path, certificate: x509.Certificate, key: Key) -> FileSigner:
     return FileSigner.load(folder / "signer.key", folder / "signer.pem")
 
 
-@pytest.mark.parametrize(
-    ("entries", "expected"),
-    [
-        ((AllowedSigner(common_name="CT Scanner 0001"),), Reason.OK),
-        ((AllowedSigner(subject="CN=CT Scanner 0001,O=Scanward Demo Hospital"),), Reason.OK),
-        ((AllowedSigner(issuer="CN=Scanward Demo Device CA,O=Scanward Demo Hospital"),), Reason.OK),
-        ((AllowedSigner(common_name="CT Scanner 0001", sop_classes=("1.2.840.10008.5.1.4.1.1.2",)),), Reason.OK),
-        ((AllowedSigner(common_name="MR Scanner 0001"),), Reason.SIGNER_NOT_ALLOWED),
-        ((AllowedSigner(common_name="CT Scanner 0001", issuer="CN=Other"),), Reason.SIGNER_NOT_ALLOWED),
-        ((AllowedSigner(common_name="CT Scanner 0001", sop_classes=("1.2.3",)),), Reason.SIGNER_NOT_ALLOWED),
-        ((AllowedSigner(common_name="CT Scanner 0001", only_additional=True),), Reason.SIGNER_NOT_ALLOWED),
-        ((), Reason.SIGNER_NOT_ALLOWED),
-    ],
-)
-def test_only_allowed_signers_are_accepted(
-    entries: tuple[AllowedSigner, ...], expected: Reason, signed: bytes, hospital: Hospital, now: datetime
-) -> None:
-    assert outcome(signed, hospital.trust(TrustPolicy(allowed_signers=entries)), now)[0] is expected
-
-
-def test_a_signer_is_known_by_fingerprint(signed: bytes, hospital: Hospital, now: datetime) -> None:
-    digits = hospital.certificate("ct").fingerprint(hashes.SHA256()).hex(":").upper()
-    policy = TrustPolicy(allowed_signers=(AllowedSigner(fingerprint_sha256=digits),))
-    assert outcome(signed, hospital.trust(policy), now)[0] is Reason.OK
-
-
-CT1 = Source(calling_ae="CT1")
-
-
-@pytest.mark.parametrize(
-    ("binding", "source", "expected"),
-    [
-        (Binding(signers=("CT Scanner 0001",), modality="CT"), None, Reason.OK),
-        (Binding(signers=("CT Scanner 0001",), calling_ae="CT1", manufacturer="GE MEDICAL SYSTEMS"), CT1, Reason.OK),
-        (Binding(signers=("CT Scanner 0001",), calling_ae="CT1"), None, Reason.OK),
-        (Binding(signers=("CT Scanner 0001",), calling_ae="CT2"), CT1, Reason.BINDING_MISMATCH),
-        (Binding(signers=("CT Scanner 0001",), modality="MR"), None, Reason.BINDING_MISMATCH),
-        (Binding(signers=("MR Scanner 0001",), modality="CT"), None, Reason.BINDING_MISMATCH),
-        (Binding(signers=("CT Scanner 0001",), tls_subject="CN=ct1"), CT1, Reason.BINDING_MISMATCH),
-    ],
-)
-def test_a_source_is_bound_to_its_signers(
-    binding: Binding, source: Source | None, expected: Reason, signed: bytes, hospital: Hospital, now: datetime
-) -> None:
-    assert outcome(signed, hospital.trust(TrustPolicy(bindings=(binding,))), now, source)[0] is expected
-
-
-@pytest.mark.parametrize(("age", "expected"), [(100, Reason.OK), (4000, Reason.TOO_OLD), (-4000, Reason.NOT_YET_VALID)])
-def test_a_stale_signature_is_not_fresh(
-    age: int, expected: Reason, ct: bytes, hospital: Hospital, now: datetime
-) -> None:
-    signed = signing.sign(ct, signer=hospital.signer("ct"), at=now - timedelta(seconds=age))
-    reason, checks, _ = outcome(signed, hospital.trust(TrustPolicy(age_s_max=3600)), now)
-    assert (reason, checks["freshness"]) == (expected, "passed" if expected is Reason.OK else "failed")
-
-
 def test_a_chain_is_searched_once_for_a_whole_series(
-    signed: bytes, hospital: Hospital, now: datetime, monkeypatch: pytest.MonkeyPatch
+    outcome: Callable[..., Verdict], signed: bytes, hospital: Hospital, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust = hospital.trust()
     outcome(signed, trust, now)
