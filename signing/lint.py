@@ -31,7 +31,7 @@ from signing.view import require_matching_meta
 FINDINGS_MAX = 1000
 """Of one object; a hostile one could have a finding for each of its elements."""
 
-_NESTED_BYTES_MAX = 16384  # of one sequence that holds sequences; other tools have been seen to lose what is beyond
+_NESTED_BYTES_MAX = 16384  # of one sequence that holds sequences
 
 
 class Severity(StrEnum):
@@ -302,7 +302,7 @@ _RULES: dict[Code, tuple[Severity, str, str]] = {
         "Have the value written without it: other tools trim it before they hash, and will call the signature broken.",
     ),
     Code.LARGE_NESTED_CONTENT: (
-        _DIFFERS, "sequences within sequences stay under 16 KiB where other tools must verify them",
+        _DIFFERS, "content of sequences within sequences is small where other tools must verify it",
         "Nothing for Scanward, which covers nested content in full; other tools may differ.",
     ),
 }  # fmt: skip
