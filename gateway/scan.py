@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from signing import DicomError, Elements, Limits, read
+from signing.hashed import Hashed
 
 MODALITIES = frozenset({"CR", "CT", "DX", "IO", "MG", "MR", "NM", "OP", "OPT", "PT", "RF", "RG", "US", "XA", "XC"})
 """Defined terms of Modality (PS3.3 C.7.3.1.1.1) that may become a metric label; anything else is `other`."""
@@ -53,14 +54,15 @@ class Scan:
         receiver: str,
         source: Source,
         sha256: str | None = None,
+        hashed: Hashed | None = None,
         limits: Limits | None = None,
     ) -> Scan:
-        """Parse what a door received; `sha256` is given where the door hashed while the bytes came in."""
+        """Parse what a door received; `sha256` and `hashed` are given where the door hashed while the bytes came in."""
         view = memoryview(data).toreadonly()
         digest = sha256 if sha256 is not None else hashlib.sha256(view).hexdigest()
         elements, defect = None, None
         try:
-            elements = read(view, limits=limits or Limits())
+            elements = read(view, limits=limits or Limits(), hashed=hashed)
         except DicomError as error:
             # Its traceback would hold what the parser had in hand, hundreds of megabytes for a deflate bomb.
             defect = error.with_traceback(None)

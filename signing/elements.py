@@ -22,6 +22,7 @@ from signing.dictionary import (
 )
 from signing.errors import DicomError
 from signing.filemeta import read_file_meta
+from signing.hashed import Hashed
 from signing.reasons import Reason
 
 MIB = 2**20
@@ -59,16 +60,31 @@ class Elements(DataSet):
     meta: Mapping[int, bytes]
     """Tag -> value of the file meta information, padding removed."""
 
+    hashed: Hashed | None = None
+    """What was hashed while it arrived; verification need not do it again."""
+
     @property
     def deflated(self) -> bool:
         """`data` is the inflated data set, not the file."""
         return self.transfer_syntax == DEFLATED
 
 
-def read(data: bytes | bytearray | memoryview, *, limits: Limits = Limits()) -> Elements:
+def read(
+    data: bytes | bytearray | memoryview,
+    *,
+    limits: Limits = Limits(),
+    hashed: Hashed | None = None,
+    growing: bool = False,
+) -> Elements:
     """Walk a DICOM file once, checking everything that its structure claims.
 
     Pixel data is never copied, except that a deflated data set is inflated, within limits.
+
+    Args:
+        data: the file.
+        limits: what it may make us spend.
+        hashed: what was hashed of these very bytes while they arrived.
+        growing: the file is not whole yet: the native Pixel Data that ends it may claim more bytes than have come.
 
     Raises:
         DicomError: `limits`, `malformed` or `duplicate_element`; says where.
@@ -83,10 +99,11 @@ def read(data: bytes | bytearray | memoryview, *, limits: Limits = Limits()) -> 
         buffer, start = _inflate(buffer[start:], limits), 0
     little_endian, explicit = syntax != EXPLICIT_BIG_ENDIAN, syntax != IMPLICIT_LITTLE_ENDIAN
 
-    walker = _Walker(buffer, limits, "<" if little_endian else ">", encapsulated=syntax not in NATIVE)
+    order, encapsulated = "<" if little_endian else ">", syntax not in NATIVE
+    walker = _Walker(buffer, limits, order, encapsulated=encapsulated, growing=growing)
     elements = walker.main_data_set(start, explicit=explicit)
     charset = codec_of(buffer, elements)
-    return Elements(buffer, elements, little_endian, charset, index(elements), syntax, explicit, meta.values)
+    return Elements(buffer, elements, little_endian, charset, index(elements), syntax, explicit, meta.values, hashed)
 
 
 def _inflate(deflated: memoryview, limits: Limits) -> memoryview:
@@ -133,10 +150,12 @@ _Items: TypeAlias = tuple[tuple[tuple[Element, ...], ...], int, int]  # items, t
 class _Walker:
     """One pass over a data set. Nothing it does takes more time or memory than the bytes present allow."""
 
-    __slots__ = ("_data", "_elements", "_encapsulated", "_header", "_items", "_length", "_limits", "_order", "_tag")
+    __slots__ = (
+        "_data", "_elements", "_encapsulated", "_growing", "_header", "_items", "_length", "_limits", "_order", "_tag",
+    )  # fmt: skip
 
-    def __init__(self, data: memoryview, limits: Limits, order: str, *, encapsulated: bool) -> None:
-        self._data, self._limits, self._encapsulated = data, limits, encapsulated
+    def __init__(self, data: memoryview, limits: Limits, order: str, *, encapsulated: bool, growing: bool) -> None:
+        self._data, self._limits, self._encapsulated, self._growing = data, limits, encapsulated, growing
         self._elements = limits.elements_max
         self._items = limits.items_max
         self._use(order)
@@ -187,7 +206,7 @@ class _Walker:
                     at = found[-1].end
                     continue
                 if stop > end or length & 1:
-                    self._wrong_length(tag, offset, length, end)
+                    end = self._end_of_growing(tag, offset, length, scope)
                 found.append(new(Element, (tag, vr, at, offset, length, stop, None, None)))
                 at = stop
                 self._elements -= 1
@@ -346,6 +365,12 @@ class _Walker:
         if any(element.tag == tag for element in found):
             raise DicomError(Reason.DUPLICATE_ELEMENT, f"{name(tag)} at byte {at} is there twice", tag=tag)
         raise DicomError(Reason.MALFORMED, f"{name(tag)} at byte {at} is out of order", tag=tag, fault="disorder")
+
+    def _end_of_growing(self, tag: int, offset: int, length: int, scope: _Scope) -> int:
+        """Where the Pixel Data of a file that is still growing will end; any other element has a wrong length."""
+        if not self._growing or tag != PIXEL_DATA or scope.depth or length & 1:
+            self._wrong_length(tag, offset, length, scope.end)
+        return offset + length
 
     @staticmethod
     def _wrong_length(tag: int, offset: int, length: int, end: int) -> NoReturn:

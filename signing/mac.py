@@ -102,7 +102,7 @@ class Examiner:
         if found.mac not in MACS:
             raise SignatureError(Reason.UNSUPPORTED_MAC, f"{name(MAC_ALGORITHM)} is not a known algorithm")
         syntax = self._mac_syntax(parameters)
-        found.listed = _listed(parameters)
+        found.listed = listed_tags(parameters)
 
         found.covered = canonical.covered_elements(container, found.listed)  # (3)
         digest = self._data_set_hash(found).copy()
@@ -142,7 +142,10 @@ class Examiner:
                 digest = canonical.new_hash(found.mac)
             except ValueError as error:
                 raise SignatureError(Reason.UNSUPPORTED_MAC, f"{found.mac} is not available here") from error
-            canonical.update(digest, container, found.covered, explicit=self._elements.explicit)
+            rest = found.covered
+            if container is self._elements and self._elements.hashed is not None:
+                digest, rest = self._elements.hashed.resume(found.mac, found.listed, rest) or (digest, rest)
+            canonical.update(digest, container, rest, explicit=self._elements.explicit)
             self._prefixes[key] = digest
         return digest
 
@@ -211,7 +214,7 @@ def _parameters(container: DataSet, item: DataSet) -> DataSet:
     return matching[0]
 
 
-def _listed(parameters: DataSet) -> tuple[int, ...]:
+def listed_tags(parameters: DataSet) -> tuple[int, ...]:
     """Data Elements Signed: at least one tag, in the order of the data set, none twice."""
     element = parameters.get(ELEMENTS_SIGNED)
     value = bytes(parameters.value(ELEMENTS_SIGNED))

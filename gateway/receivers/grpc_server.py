@@ -26,6 +26,7 @@ from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.service import ProtectionService
 from gateway.store.spool import Spool
+from signing.hashed import Hashed
 
 RECEIVER = "grpc"
 """Name of this door in metrics and records."""
@@ -79,7 +80,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         caller = _caller.get()
         if len(request.dicom) > self._config.message_bytes_max:
             raise ScanError(f"the object is larger than {self._config.message_bytes_max} bytes: stream it")
-        return self._protect(request.dicom, caller.route(request.route), caller, deadline, sha256=None)
+        return self._protect(request.dicom, caller.route(request.route), caller, deadline)
 
     def _streamed(self, chunks: Iterator[pb.ProtectChunk], context: grpc.ServicerContext, deadline: Deadline) -> Reply:
         caller = _caller.get()
@@ -100,14 +101,23 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
                 writer.write(part.data)
             else:
                 raise CutOff(f"the stream was cut off after {writer.size} bytes: there was no End")
-            sha256, data = writer.sha256, writer.seal()
-        return self._protect(data, route, caller, deadline, sha256=sha256)
+            sha256, hashed, data = writer.sha256, writer.hashed(), writer.seal()
+        return self._protect(data, route, caller, deadline, sha256=sha256, hashed=hashed)
 
     def _protect(
-        self, data: bytes | memoryview, route: str, caller: Caller, deadline: Deadline, *, sha256: str | None
+        self,
+        data: bytes | memoryview,
+        route: str,
+        caller: Caller,
+        deadline: Deadline,
+        *,
+        sha256: str | None = None,
+        hashed: Hashed | None = None,
     ) -> Reply:
         with self._inflation.room(data, deadline):
-            scan = Scan.receive(data, route=route, receiver=RECEIVER, source=caller.source, sha256=sha256)
+            scan = Scan.receive(
+                data, route=route, receiver=RECEIVER, source=caller.source, sha256=sha256, hashed=hashed
+            )
             return self._service().protect(scan, deadline)
 
     def _answer(self, context: grpc.ServicerContext, work: Callable[[Deadline], Reply]) -> pb.ProtectReply:

@@ -20,6 +20,8 @@ from types import TracebackType
 from typing import IO
 
 from gateway.errors import ConfigError, Overloaded, ScanError
+from signing.hashed import Hashed
+from signing.streaming import Incoming
 
 MEMORY_BYTES_MAX = 1 << 20
 """Larger objects go to disk; a slice of 512 x 512 x 16 bit (0.5 MB) does not."""
@@ -92,6 +94,7 @@ class SpoolWriter:
         self._hash = hashlib.sha256()
         self._memory: _Memory | None = _Memory()
         self._file: IO[bytes] | None = None
+        self._incoming: Incoming | None = None
         self._open = True
         self.size = 0
         """Bytes so far."""
@@ -113,16 +116,23 @@ class SpoolWriter:
         self._hash.update(chunk)
         if self._memory is not None and self.size > MEMORY_BYTES_MAX:
             self._to_disk(self._memory)
+            self._incoming = Incoming(self._memory)
             self._memory = None
         if self._memory is not None:
             self._memory += chunk
         else:
+            assert self._incoming is not None
+            self._incoming.write(chunk)
             self._write(chunk)
 
     @property
     def sha256(self) -> str:
         """Lower-case hexadecimal digest of the bytes so far."""
         return self._hash.hexdigest()
+
+    def hashed(self) -> Hashed | None:
+        """What was hashed on the way of that which the object's signatures cover; None for small objects."""
+        return self._incoming.hashed() if self._incoming is not None else None
 
     def seal(self) -> memoryview:
         """The whole object, read-only; memory, file and budget are freed when the last view of it is dropped."""
