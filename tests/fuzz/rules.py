@@ -12,7 +12,10 @@ import signing
 from signing import DicomError, SignatureError, Trust, VerifiedView, canonical, der
 from signing.certificates import parse_certificate
 from signing.dataset import DataSet, Element
+from signing.dictionary import PIXEL_DATA
 from signing.elements import Limits
+from signing.hashed import Hashed
+from signing.streaming import Incoming
 from signing.timestamp import TokenError, read_token
 
 
@@ -42,9 +45,25 @@ class ViewRule:
 
 
 def _believed(data: bytes, trust: Trust) -> VerifiedView | None:
+    """The verified view; hashing while bytes arrive must come to the same."""
     try:
-        return signing.verify(signing.read(data), trust, at=NOW).view
-    except (DicomError, SignatureError):
+        elements = signing.read(data)
+        at_once = _verified(data, None, trust)
+        pixels = elements.get(PIXEL_DATA)
+        incoming = Incoming(data[: len(data) // 2 if pixels is None else pixels.offset + 2])
+        incoming.write(data[len(data) // 2 if pixels is None else pixels.offset + 2 :])
+        on_arrival = _verified(data, incoming.hashed(), trust)
+    except DicomError:
+        return None
+    if (at_once and snapshot(at_once)) != (on_arrival and snapshot(on_arrival)):
+        raise BrokenRuleError("hashed while it arrived, and judged another way")
+    return at_once
+
+
+def _verified(data: bytes, hashed: Hashed | None, trust: Trust) -> VerifiedView | None:
+    try:
+        return signing.verify(signing.read(data, hashed=hashed), trust, at=NOW).view
+    except SignatureError:
         return None
 
 
