@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUF := @bufbuild/buf@1.75.0
 NPM_DIR := .cache/npm
+SYSTEM_PACKAGES := dcmtk softhsm2
+MINUTES ?= 3
 OUT ?= .
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
@@ -12,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test lint format stubs bench results clean
+.PHONY: help install system demo test lint format fuzz stubs bench results phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,13 +30,14 @@ $(STAMP): pyproject.toml
 	@touch $@
 	@$(BIN)/python -m pip list --format freeze 2>/dev/null | wc -l | xargs -I{} echo "installed: {} distributions"
 
-system: ## Install DCMTK, the independent signature tool that the tests compare with
-	@if command -v dcmsign >/dev/null; then :; \
+system: ## Install what tests compare with: DCMTK, and SoftHSM for keys in hardware
+	@if command -v dcmsign >/dev/null && command -v softhsm2-util >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing DCMTK"; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk >/dev/null; \
+		echo "installing $(SYSTEM_PACKAGES)"; \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
 	else \
-		echo "DCMTK (dcmsign) is not installed: the tests that compare with it are skipped, by name." >&2; \
+		echo "not installed: $(SYSTEM_PACKAGES), or one of them; the tests that need it are skipped, by name." >&2; \
 	fi
 
 demo: install ## Start a gateway on this machine and show it at work
@@ -56,6 +59,9 @@ format: install ## Rewrite the code in the house's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+fuzz: install ## Look for broken rules of verification (MINUTES=3)
+	@$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+
 stubs: install ## Regenerate gateway/api from proto/ (OUT=DIR: elsewhere)
 	@mkdir -p $(OUT)
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
@@ -66,6 +72,10 @@ bench: install system ## Measure speed beside its limits and peers; writes docs/
 
 results: install ## Measure what the bundled detectors catch; writes docs/results-phantom.md
 	@$(BIN)/python -m lab.results
+
+phantom: install ## Train the bundled model and fit its detectors anew (hours)
+	@$(BIN)/python -m lab.phantom_classifier
+	@$(BIN)/python -m lab.phantom_detectors
 
 clean: ## Remove what was installed and built
 	@rm -rf $(VENV) .cache build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
