@@ -11,19 +11,19 @@ import click
 
 from gateway.cli import CannotRun
 from gateway.cli.document import GrowingDocument
+from gateway.cli.signer import PROFILES
 from signing import DicomError, read
 from signing.diff import Difference, differences
 from signing.files import expand, open_bytes
 from signing.lint import Finding, is_readable
 from signing.lint import lint as lint_object
 
-_PROFILES = ("base", "creator", "authorization", "sr", "sr-verified", "inference")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--profile", type=click.Choice(_PROFILES), default="inference", show_default=True)
+@click.option("--profile", type=click.Choice(PROFILES), default="inference", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def lint(ctx: click.Context, *, paths: tuple[Path, ...], profile: str, as_json: bool) -> None:

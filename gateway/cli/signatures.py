@@ -16,7 +16,7 @@ import click
 from gateway.cli import CannotRun
 from gateway.cli.document import GrowingDocument
 from gateway.cli.material import load_trust, moment, trust_options
-from gateway.cli.signer import open_signer, signer_options, write_whole
+from gateway.cli.signer import PROFILES, open_signer, signer_options, write_whole
 from gateway.cli.timestamping import HttpAuthority
 from signing import DicomError, FileVerdict, Outcome, SignError, SigningError, TrustError
 from signing import sign as sign_object
@@ -24,7 +24,6 @@ from signing.files import expand
 from signing.parallel import Verifiers
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_PROFILES = ("base", "creator", "authorization", "sr", "sr-verified", "inference")
 _FEW_FILES = 3
 """Not worth starting processes for."""
 
@@ -33,7 +32,7 @@ _FEW_FILES = 3
 @click.argument("in_", metavar="IN", type=_FILE)
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @signer_options
-@click.option("--profile", type=click.Choice(_PROFILES), default="inference", show_default=True)
+@click.option("--profile", type=click.Choice(PROFILES), default="inference", show_default=True)
 @click.option("--tags", default="", metavar="KEYWORD,…", help="Attributes to cover beside those of the profile.")
 @click.option("--mac", type=click.Choice(["sha256", "sha384", "sha512"]), default="sha256", show_default=True)
 @click.option("--tsa", metavar="URL", help="RFC 3161 time-stamping authority.")

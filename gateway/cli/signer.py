@@ -12,6 +12,8 @@ import click
 from signing import FileSigner
 from signing.signers import Pkcs11Signer
 
+PROFILES = ("base", "creator", "authorization", "sr", "sr-verified", "inference")
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS = (

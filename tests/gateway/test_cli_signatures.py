@@ -49,6 +49,13 @@ def trust(pki: Hospital) -> tuple[object, ...]:
     return "--trust", pki.path("root.pem"), "--intermediates", pki.path("intermediate.pem"), *crls
 
 
+def test_help_names_every_command() -> None:
+    text = run("--help").output
+    for command in ("sign", "verify", "resign", "lint", "diff", "series"):
+        assert f"\n  {command} " in text
+        assert run(command, "--help").exit_code == 0
+
+
 class TestLint:
     """Exit 0: nothing found; 1: something; 2: unreadable."""
 

@@ -11,12 +11,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import signing
+from gateway.cli import main
 from signing import SignError, read
 from signing.pkcs11_uri import MODULE_VARIABLE, PIN_VARIABLE, Pkcs11Uri
 from signing.signers import Pkcs11Signer
@@ -133,6 +135,13 @@ class TestToken:
             signer.close()
         found = signing.verify(read(signed), hospital.trust(), at=now)
         assert found.algorithm == {"ct": "RSA-3072", "mr": "P-256", "wide": "P-384"}[who]
+
+    def test_the_command_line_signs_with_a_token(self, token: Path, hospital: Hospital, ct: bytes) -> None:
+        (token / "ct.dcm").write_bytes(ct)
+        named = ["--pkcs11-uri", uri(token, "object=ct"), "--cert", str(hospital.path("ct.pem"))]
+        ended = CliRunner().invoke(main, ["sign", str(token / "ct.dcm"), str(token / "out.dcm"), *named])
+        assert ended.exit_code == 0, ended.output
+        assert read((token / "out.dcm").read_bytes()).items(0xFFFAFFFA)
 
     def test_a_token_makes_the_same_rsa_signature_as_a_file(self, token: Path, hospital: Hospital) -> None:
         assert isinstance(hospital.key("ct"), rsa.RSAPrivateKey)
