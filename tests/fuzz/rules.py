@@ -94,6 +94,7 @@ WALKER_LIMITS = Limits(bytes_max=1 << 20, inflated_bytes_max=4 << 20, elements_m
 
 def check_walker(data: bytes) -> None:
     """Whatever the bytes: a refusal by name, or elements that lie in order within their surroundings."""
+    Incoming(data, limits=WALKER_LIMITS)  # never fails, whatever has come so far
     try:
         elements = signing.read(data, limits=WALKER_LIMITS)
     except DicomError:

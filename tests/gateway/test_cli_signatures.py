@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +252,22 @@ class TestManyFiles:
         reasons = ["mac_mismatch" if number % 7 == 3 else "ok" for number in range(60)]
         reasons[41] = "malformed"
         assert [file["reason"] for file in files] == reasons
+
+    def test_a_terminal_sees_how_far_it_is_and_stdout_does_not(
+        self, signed: Path, pki: Hospital, tmp_path: Path
+    ) -> None:
+        for number in range(8):
+            shutil.copy(signed, tmp_path / str(number))
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "gateway.cli", "verify", tmp_path, *trust(pki)]
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=theirs) as process:
+            os.close(theirs)
+            assert process.stdout is not None
+            lines = process.stdout.read().splitlines()
+        seen = os.read(ours, 65536)
+        os.close(ours)
+        assert (process.returncode, len(lines)) == (0, 8)
+        assert b"verifying" in seen
 
     def test_no_file_at_all_is_an_empty_document(self, pki: Hospital, tmp_path: Path) -> None:
         ended = run("verify", tmp_path, *trust(pki), "--json")
