@@ -218,7 +218,6 @@ class LocalEngine:
     def _spawn(self) -> _Process:
         """A fresh interpreter, never a fork: this process has threads and locks that a copy would inherit broken."""
         ours, theirs = socket.socketpair()
-        threads = str(self._settings.threads)
         with theirs:
             descriptors = (theirs.fileno(), self._shared.descriptor)
             popen = subprocess.Popen(  # noqa: S603 - this interpreter, a module of our own
@@ -226,7 +225,7 @@ class LocalEngine:
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **_arithmetic(self._settings.threads)},
             )
         return _Process(popen, ours, Connection(os.dup(ours.fileno())))
 
@@ -355,6 +354,17 @@ class LocalEngine:
 
     def _place(self, entries: Sequence[Entry[_Ticket]]) -> tuple[int, ...]:
         return (sum(entry.images for entry in entries), *self._models[entries[0].model].shape)
+
+
+def _arithmetic(threads: int) -> dict[str, str]:
+    """Environment of the worker: its threads sleep while they wait, since a busy gateway needs the cores itself."""
+    team = str(threads)
+    return {
+        "OMP_NUM_THREADS": team,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MKL_NUM_THREADS": team,
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def _fail(entries: Sequence[Entry[_Ticket]], error: Exception) -> None:
