@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from typing import Any
@@ -71,6 +71,12 @@ class Code(StrEnum):
     LARGE_NESTED_CONTENT = "large_nested_content"
 
 
+_UNSIGNABLE = frozenset(
+    (Code.UN_ELEMENT, Code.UN_UNDEFINED_LENGTH, Code.PRIVATE_IMPLICIT, Code.UNSIGNABLE_SEQUENCE,
+     Code.LONG_VALUE_SHORT_VR)
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that will break a signature; holds tags and lengths, never a value."""
@@ -80,11 +86,13 @@ class Finding:
     path: str
     """Keywords and item numbers down to the element, such as `ContentSequence[2].TextValue`."""
     detail: str
+    spared: bool = False
+    """The profile can do without what no signature can cover here."""
 
     @property
     def severity(self) -> Severity:
         """How bad it is."""
-        return _RULES[self.code][0]
+        return Severity.FRAGILE if self.spared else _RULES[self.code][0]
 
     @property
     def rule(self) -> str:
@@ -141,7 +149,9 @@ def _findings(elements: Elements, profile: Profile) -> Iterator[Finding]:
     yield from _profile(elements, profile, set(chosen))  # (2)
     for element in elements:  # (3)
         if element.tag not in (MAC_PARAMETERS_SEQUENCE, DIGITAL_SIGNATURES_SEQUENCE):
-            yield from _element(elements, element, keyword(element.tag), nested=False)
+            for finding in _element(elements, element, keyword(element.tag), nested=False):
+                spared = not profile.everything and finding.code in _UNSIGNABLE
+                yield replace(finding, spared=True) if spared else finding
             yield from _large(elements, element)
     yield from _pixels(elements, chosen)  # (4)
 

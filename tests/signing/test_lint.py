@@ -6,11 +6,12 @@ import json
 import struct
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 import signing
-from signing import SignError, read
+from signing import SignError, TrustPolicy, read
 from signing.lint import FINDINGS_MAX, Code, Finding, Severity, is_readable, lint
 from signing.testing import Hospital, without
 
@@ -134,6 +135,30 @@ def test_fragments_that_could_be_split_are_named(bundled: Callable[[str], bytes]
     headless = bundled("MR_small_RLE.dcm")
     headless = headless[:begin] + b"\xff" * 4 + headless[begin + 4 :]
     assert Code.FRAGMENT_STRUCTURE in codes(lint(headless))
+
+
+@pytest.mark.parametrize("profile", ["inference", "base"])
+def test_it_foresees_what_becomes_of_every_real_object(
+    profile: str, shared: Path, hospital: Hospital, now: datetime
+) -> None:
+    trust, signer = hospital.trust(TrustPolicy.from_mapping({"required_profile": profile})), hospital.signer("mr")
+    wrong = []
+    for path in sorted((shared / "dicom").glob("*.dcm")):
+        data = path.read_bytes()
+        refused = Severity.REFUSED in {finding.severity for finding in lint(data, profile)}
+        try:
+            signing.verify(read(signing.sign(data, signer=signer, profile=profile, at=now)), trust, at=now)
+        except (SignError, signing.DicomError, signing.SignatureError):
+            wrong += [] if refused else [path.name]
+        else:
+            wrong += [path.name] if refused else []
+    assert wrong == []
+
+
+def test_a_hostile_object_is_linted_like_any_other(shared: Path) -> None:
+    for path in (shared / "malformed").rglob("*"):
+        if path.is_file():
+            lint(path.read_bytes())
 
 
 def test_findings_are_bounded(ct: bytes) -> None:
