@@ -96,10 +96,10 @@ class Decompressor(Protocol):
         """
 
 
-def decode(view: VerifiedView, decompressor: Decompressor) -> Pixels:
+def decode(view: VerifiedView, decompressor: Decompressor, *, frames_max: int = FRAMES_MAX) -> Pixels:
     """Stored values of a grey image, from the very bytes that the view covers.
 
-    Native values that fill their allocated bits are not copied.
+    Native values that fill their allocated bits are not copied. More than `frames_max` frames are refused.
 
     Returns:
         (frames, rows, columns) integers, sign extended; bits above the stored ones are cut off (PS3.5 8.1.1).
@@ -108,8 +108,8 @@ def decode(view: VerifiedView, decompressor: Decompressor) -> Pixels:
         UnexaminableError: `no_pixel_data`, `unsupported_image`, `wrong_size`, or `unsupported_transfer_syntax`.
     """
     pixel_format = PixelFormat.of(view)
-    if pixel_format.frames > FRAMES_MAX:
-        raise _unsupported(f"{pixel_format.frames} frames; at most {FRAMES_MAX} are examined")
+    if pixel_format.frames > frames_max:
+        raise _unsupported(f"{pixel_format.frames} frames; at most {frames_max} are examined")
     if pixel_format.rows * pixel_format.columns > FRAME_PIXELS_MAX:
         raise _unsupported(
             f"{pixel_format.rows} x {pixel_format.columns} pixels; at most {FRAME_PIXELS_MAX} are examined"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from gateway.cli import main
@@ -142,6 +143,21 @@ class TestResign:
         (signature,) = file["signatures"]
         assert "MR Scanner" in signature["signer"]["subject"]
         assert signature["covers"] == json.loads(ended.stdout)["covers"]
+
+    def test_many_frames_are_compared_too(self, transcoded: Callable[..., Path], pki: Hospital, tmp_path: Path) -> None:
+        dataset = dcmread(CT)
+        dataset.NumberOfFrames = 70
+        dataset.PixelData = bytes(dataset.PixelData) * 70
+        dataset.save_as(tmp_path / "many.dcm")
+        source, out = tmp_path / "many-signed.dcm", tmp_path / "out.dcm"
+        assert run("sign", tmp_path / "many.dcm", source, *key(pki, "ct")).exit_code == 0
+        copy = transcoded("dcmcrle", source=source)
+        ended = run("resign", copy, out, "--original", source, *trust(pki), *key(pki, "mr"))
+        assert ended.exit_code == 0, ended.output
+        copy.write_bytes(
+            flip_pixel_bit(transcoded("dcmdjpls", source=transcoded("dcmcjpls", source=source)).read_bytes(), 2_000_000)
+        )
+        assert run("resign", copy, out, "--original", source, *trust(pki), *key(pki, "mr")).exit_code == 1
 
     def test_there_and_back_is_the_first_object_again(
         self, transcoded: Callable[..., Path], signed: Path, pki: Hospital, tmp_path: Path
