@@ -6,6 +6,7 @@ Square), and an informed attacker puts it into his loss; so it is reported, and 
 """
 
 from collections.abc import Callable
+from types import EllipsisType
 from typing import Self
 
 import torch
@@ -17,6 +18,7 @@ from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
 from detectors.filters import gaussian, wiener3
 from detectors.observation import LEVEL, Observation, Signal
+from detectors.precision import training
 
 _RESIDUAL_GAIN, _RESIDUAL_LIMIT = 64.0, 3.0
 _WIDTHS, _STRIDES = (16, 24, 32, 32), (1, 2, 2, 2)
@@ -70,8 +72,10 @@ class GradientResidual:
         done = 0
         for _ in range(_EPOCHS):
             for chosen in torch.split(torch.randperm(len(images), generator=generator), _BATCH):
-                views = views_of(images[chosen].to(device), gradients[chosen].to(device))
-                odds = network(_crop(views, generator))
+                window = _window(images, generator)
+                views = views_of(images[chosen][window].to(device), gradients[chosen][window].to(device))
+                with training(device):
+                    odds = network(views.contiguous(memory_format=torch.channels_last)).float()
                 loss = functional.binary_cross_entropy_with_logits(
                     odds, target[chosen].to(device), pos_weight=balance
                 )  # fmt: skip
@@ -144,9 +148,9 @@ def views_of(images: Tensor, gradients: Tensor) -> Tensor:
     return torch.cat([r1, r2, r3, t, r1 * t, r2 * t, r2 * wide], 1)
 
 
-def _crop(views: Tensor, generator: torch.Generator) -> Tensor:
+def _window(images: Tensor, generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
     """One random window for the batch: the network averages over space, so it learns as much from a part."""
-    height, width = (min(_CROP, length) for length in views.shape[2:])
-    top = int(torch.randint(views.shape[2] - height + 1, (1,), generator=generator))
-    left = int(torch.randint(views.shape[3] - width + 1, (1,), generator=generator))
-    return views[..., top : top + height, left : left + width]
+    height, width = (min(_CROP, length) for length in images.shape[2:])
+    top = int(torch.randint(images.shape[2] - height + 1, (1,), generator=generator))
+    left = int(torch.randint(images.shape[3] - width + 1, (1,), generator=generator))
+    return ..., slice(top, top + height), slice(left, left + width)

@@ -20,6 +20,7 @@ from detectors.errors import NotFittedError
 from detectors.observation import LEVEL, Observation, Signal, Span, margin
 from detectors.outputs import Activation, pooled, to_logits
 from detectors.perturb import ascend
+from detectors.precision import training
 from detectors.reference import Reference
 
 TEMPERATURE = 2.0
@@ -140,7 +141,7 @@ class SmallTwin(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Hardening:
-    """How a twin is trained. The defaults of the two twins were measured; see docs/results-phantom.md."""
+    """How a twin is trained."""
 
     eps_low: float
     """Smallest budget that is drawn, in grey levels."""
@@ -154,8 +155,8 @@ class Hardening:
 
 Trained = TypeVar("Trained", CopiedTwin, SmallTwin)
 
-COPIED = Hardening(eps_low=0.5, eps_high=5.0, epochs=7, peak=1.5e-3)
-SMALL = Hardening(eps_low=1.0, eps_high=8.0, epochs=6, peak=3e-3)
+COPIED = Hardening(eps_low=0.5, eps_high=5.0, epochs=14, peak=1.5e-3)
+SMALL = Hardening(eps_low=1.0, eps_high=8.0, epochs=14, peak=3e-3)
 
 
 def harden(
@@ -193,7 +194,7 @@ def harden(
     for _ in range(recipe.epochs):
         for chosen in torch.split(torch.randperm(len(images), generator=order), recipe.batch):
             batch = _moved(images[chosen].to(device), lesson.noise)
-            with torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device)):
+            with training(device):
                 loss = lesson.loss(twin, batch)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -243,12 +244,6 @@ class _Lesson:
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:
     """(N,) Kullback-Leibler divergence from the target (N, K) to the softened answer."""
     return functional.kl_div(torch.log_softmax(logits.float() / TEMPERATURE, 1), target, reduction="none").sum(1)
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; training tolerates it, scoring never uses it."""
-    able = torch.cpu.get_capabilities()
-    return device.type == "cuda" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _moved(images: Tensor, noise: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from detectors.errors import InputError, NotFittedError
 from detectors.filters import gaussian
 from detectors.observation import LEVEL, Span
+from detectors.precision import training
 
 DEPTH, WIDTH = 8, 32
 _CROP, _EPOCHS, _BATCH, _PEAK, _NOISE_LEVELS = 64, 8, 32, 2e-3, 4.0
@@ -72,7 +73,8 @@ class DnCNN:
         for _ in range(epochs):
             for chosen in torch.split(torch.randperm(len(images), generator=generator), _BATCH):
                 clean, noisy = _pair(images[chosen], attacked[chosen], generator)
-                restored = network(noisy.to(device))
+                with training(device):
+                    restored = network(noisy.to(device)).float()
                 loss = functional.mse_loss(restored / LEVEL, clean.to(device) / LEVEL)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
@@ -124,7 +126,7 @@ class _Network(nn.Module):
         even = functional.pad(images, (0, columns % 2, 0, rows % 2), mode="replicate")
         detail = ((even - gaussian(even, 2.0)) / (4 * LEVEL)).clamp(-8, 8)
         seen = functional.pixel_unshuffle(torch.cat([detail, even * 4 - 2], 1), 2)
-        noise = functional.pixel_shuffle(self.layers(seen), 2) * LEVEL
+        noise = functional.pixel_shuffle(self.layers(seen.contiguous(memory_format=torch.channels_last)), 2) * LEVEL
         return images - noise[..., :rows, :columns]
 
 
