@@ -25,6 +25,7 @@ from signing.resign import resign as resign_object
 _FRAMES_MAX = 100_000
 """No detector runs here, so what bounds the frames is the size of them all, which the decoder bounds."""
 
+_DECODING_S_MAX = 300.0
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -55,7 +56,7 @@ def resign(
             signer = open_signer(given, stack)
             authority = HttpAuthority(tsa) if tsa is not None else None
             data = stack.enter_context(open_bytes(original))
-            decoder = stack.enter_context(DisposableDecoder())
+            decoder = stack.enter_context(DisposableDecoder(seconds_max=_DECODING_S_MAX))
 
             def require_same_pixels(a: VerifiedView, b: VerifiedView) -> None:
                 _require_same_pixels(a, b, decoder)
