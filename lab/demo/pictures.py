@@ -49,7 +49,7 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
         denoised = denoise(sent)
     heat = _heat(artefact, sent, denoised)
 
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
     axes = figure.subplots(1, 4)
     low, high = material.profile.input.range
     grey = {"cmap": "gray", "vmin": low, "vmax": high}
@@ -64,8 +64,8 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
     figure.colorbar(shown, ax=axes[2], shrink=0.8, label="grey levels of 256")
     axes[3].imshow(_plane(sent), **grey)
     glow = axes[3].imshow(heat, cmap="inferno", alpha=(heat / heat.max().clamp_min(1e-12)).sqrt() * 0.85)
-    axes[3].set_title("where the changes bear on the diagnosis")
-    figure.colorbar(glow, ax=axes[3], shrink=0.8, label="weight of the noise in the decision, relative")
+    axes[3].set_title("where it bears on the diagnosis")
+    figure.colorbar(glow, ax=axes[3], shrink=0.8, label="share of the noise in the decision")
     for axis in axes:
         axis.set_axis_off()
     answer = f"the model says '{scan.diagnosis_undefended}'" + (" (wrong)" if scan.fooled else "")

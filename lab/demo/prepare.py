@@ -124,7 +124,10 @@ class _Workshop:
                 data=plain if signer is None else self._signed(plain, signer),
                 diagnosis_undefended=diagnosis,
                 fooled=True,
-                note=f"{specimen.name}, '{truth}'; {ATTACK!r} within {EPS:g} grey levels of 256; {when}",
+                note=(
+                    f"{specimen.name}, truly '{truth}'; projected gradient descent moved no pixel by more than "
+                    f"{EPS:g} of 256 grey levels; {when}"
+                ),
                 before=specimen.stored,
                 after=attacked.images,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gateway.client import Answer
@@ -16,6 +18,8 @@ from lab.demo.prepare import Prepared
 from lab.demo.rows import Row
 
 UNSAFE_ADMISSIONS = "scanward_unsafe_admissions_total{setting=signature.unsigned}"
+WIDTH = 118
+"""Characters of a line where no terminal says how wide it is."""
 _STYLE = {"admit": "green", "admit_denoised": "cyan", "quarantine": "yellow", "reject": "red"}
 
 
@@ -119,12 +123,17 @@ class Report:
 
 def show(report: Report) -> None:
     """Print the table, what it means, and where to look next."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     console.print(f"\n[bold]Scanward[/bold] in front of a diagnostic model, on {report.title}\n")
     console.print(_table(report))
+    console.print(
+        "Without: what the model says of the scan when nothing stands in front of it. Held and rejected scans never "
+        "reach the model.",
+        style="dim",
+    )
     for shown in report.rows:
         if shown.scan.note:
-            console.print(f"  [bold]{shown.row.name}[/bold]: {shown.scan.note}", highlight=False)
+            console.print(f"  [bold]{shown.row.name}[/bold]: {escape(shown.scan.note)}", highlight=False)
     verified = "[green]verified[/green]" if report.audit_verified else "[red]BROKEN[/red]"
     console.print(f"\nAudit log: {report.audit_records} records, hash chain and checkpoints {verified}.")
     console.print("Metrics that this run moved:")
@@ -140,9 +149,13 @@ def show(report: Report) -> None:
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("scan", "signature", "p-value", "disposition", "without Scanward", "with Scanward"):
-        table.add_column(heading)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("scan", no_wrap=True)
+    table.add_column("signature", no_wrap=True)
+    table.add_column("p-value", justify="right")
+    table.add_column("disposition")
+    table.add_column("diagnosis without")
+    table.add_column("with Scanward")
     table.add_column("ms", justify="right")
     table.add_column("")
     for shown in report.rows:
