@@ -20,7 +20,7 @@ from lab.demo.material import drawn, learned
 from lab.demo.pictures import draw_pictures
 from lab.demo.prepare import Prepared, prepare
 from lab.demo.report import Report, Shown
-from lab.demo.rows import ROWS, Row
+from lab.demo.rows import ROWS, Preparation, Row
 from lab.demo.site import Site, build
 
 PICTURES = Path("demo-output")
@@ -37,6 +37,8 @@ def run(directory: Path, data: Path | None, *, kept: bool) -> Report:
         site = build(directory, material)  # (2) who is trusted
         status.update("preparing scans, hostile ones among them")
         prepared = prepare(site.hospital, material)  # (3) what is sent
+        if kept:
+            _leave(prepared, directory / "scans")
         status.update("starting the gateway")
         with GatewayProcess(site.configuration, log=directory / "gateway.log") as gateway:
             addresses = gateway.addresses
@@ -58,6 +60,13 @@ def run(directory: Path, data: Path | None, *, kept: bool) -> Report:
         configuration=site.configuration if kept else None,
         seconds=time.perf_counter() - started,
     )
+
+
+def _leave(prepared: Mapping[Preparation, Prepared], directory: Path) -> None:
+    """Write the scans as they are sent, for whoever wants to send them again."""
+    directory.mkdir(exist_ok=True)
+    for row in ROWS:
+        (directory / f"{row.name}.dcm").write_bytes(prepared[row.preparation].data)
 
 
 def _send(row: Row, scan: Prepared, site: Site, addresses: Addresses) -> Shown:
