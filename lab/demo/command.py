@@ -44,6 +44,8 @@ def demo(data: Path | None, keep: Path | None, as_json: bool) -> None:
 def _directory(keep: Path | None) -> Iterator[Path]:
     """The kept directory, else one that goes when the demo ends; pictures stay in ./demo-output either way."""
     if keep is not None:
+        if keep.exists() and any(keep.iterdir()):
+            raise click.BadParameter(f"{keep} is not empty", param_hint="--keep")
         yield keep.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="scanward-demo-") as temporary:

@@ -31,9 +31,8 @@ def run(directory: Path, data: Path | None, *, kept: bool) -> Report:
     """Run every row of the table against a real gateway process; the report says whether all went as it must."""
     console = Console(stderr=True)
     started = time.perf_counter()
-    with console.status("making the material") as status:
-        material = drawn() if data is None else learned(data, directory / "model")  # (1) what is protected
-        status.update("making a small hospital: certificates, keys, configuration")
+    material = drawn() if data is None else learned(data, directory / "model")  # (1) what is protected
+    with console.status("making a small hospital: certificates, keys, configuration") as status:
         site = build(directory, material)  # (2) who is trusted
         status.update("preparing scans, hostile ones among them")
         prepared = prepare(site.hospital, material)  # (3) what is sent
