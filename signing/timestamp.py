@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ _DIGESTS = {
     der.encode_oid("2.16.840.1.101.3.4.2.3"): "SHA512",
 }
 _PSS = der.encode_oid("1.2.840.113549.1.1.10")
+_TIME = re.compile(rb"([0-9]{14})(?:\.([0-9]+))?Z")  # RFC 3161 2.4.2
 
 
 class TokenError(ValueError):
@@ -45,7 +47,7 @@ class Token:
     """All that the token brought along; where to look for the authority's issuers."""
 
 
-def read_token(stored: bytes, stamped: bytes, intermediates: Sequence[x509.Certificate]) -> Token:
+def read_token(stored: bytes | memoryview, stamped: bytes, intermediates: Sequence[x509.Certificate]) -> Token:
     """Check a stored token against the bytes that it must have stamped.
 
     Args:
@@ -59,7 +61,7 @@ def read_token(stored: bytes, stamped: bytes, intermediates: Sequence[x509.Certi
     if len(stored) > TOKEN_BYTES_MAX:
         raise TokenError(f"a token of {len(stored)} bytes")
     try:
-        return _read(der.unpadded(stored), stamped, intermediates)
+        return _read(der.unpadded(bytes(stored)), stamped, intermediates)
     except InvalidSignature as error:
         raise TokenError("the token's signature is wrong") from error
     except (ValueError, IndexError, UnsupportedAlgorithm, KeyError) as error:
@@ -102,11 +104,11 @@ def _info_time(info: bytes, stamped: bytes) -> datetime:
     _require(mac is not None, "the imprint's hash is weak or unknown")
     expected = hashlib.new(str(mac).lower(), stamped).digest()
     _require(hashed.expect(der.OCTET_STRING).content == expected, "the token stamps another signature")
-    text = time.expect(der.GENERALIZED_TIME).content.decode("ascii")
-    _require(text.endswith("Z"), "the token's time is not UTC")
-    whole, _, fraction = text[:-1].partition(".")
-    moment = datetime.strptime(whole, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
-    return moment + timedelta(seconds=float(f"0.{fraction[:6]}")) if fraction else moment
+    matched = _TIME.fullmatch(time.expect(der.GENERALIZED_TIME).content)
+    if matched is None:
+        raise TokenError("the token's time is not one in UTC")
+    moment = datetime.strptime(matched[1].decode(), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    return moment + timedelta(microseconds=int((matched[2] or b"0")[:6].ljust(6, b"0")))
 
 
 def _certificates(signed_data: Sequence[der.Tlv]) -> list[x509.Certificate]:

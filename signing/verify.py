@@ -174,7 +174,7 @@ class _Judge:
         try:
             if item.text(TIMESTAMP_TYPE) != "CMS_TSP":
                 raise TokenError(f"{name(TIMESTAMP_TYPE)} is not CMS_TSP")
-            token = read_token(bytes(item.value(TIMESTAMP)), found.signature, self._trust.intermediates)
+            token = read_token(item.value(TIMESTAMP), found.signature, self._trust.intermediates)
             if token.time > self._at + CLOCK_SKEW:
                 raise TokenError("the token is from the future")
             if not is_timestamping_only(token.authority):

@@ -57,6 +57,16 @@ class Forger:
         return self._make(signature)
 
 
+class Endless(datetime):
+    """A time whose fraction reads as infinite seconds."""
+
+    def astimezone(self, _: object = None) -> Endless:
+        return self
+
+    def strftime(self, _: str) -> str:
+        return "20260301000000.1e999Z"
+
+
 def test_a_time_stamp_that_is_there_and_wrong_always_fails(
     outcome: Callable[..., Verdict], ct: bytes, hospital: Hospital, now: datetime
 ) -> None:
@@ -72,6 +82,7 @@ def test_a_time_stamp_that_is_there_and_wrong_always_fails(
         wrong_key.stamp,
         not_one.stamp,
         hospital.authority(lambda: now + DAY).stamp,
+        hospital.authority(lambda: Endless(2026, 3, 1)).stamp,
     ):
         stamped = signing.sign(ct, signer=hospital.signer("mr"), at=now, tsa=Forger(make))
         reason, checks, _ = outcome(stamped, hospital.trust(), now)
