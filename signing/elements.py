@@ -111,21 +111,26 @@ def _inflate(deflated: memoryview, limits: Limits) -> memoryview:
     allowed = min(limits.inflated_bytes_max, max(16 * MIB, limits.inflate_ratio_max * len(deflated)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = bytearray()
-    pending: bytes | memoryview = deflated
+    fed = 0
+    pending: bytes | memoryview = b""
     try:
         while not inflater.eof:
+            if not pending:  # in pieces: zlib copies what it has not consumed each time it is asked
+                pending = deflated[fed : fed + MIB]
+                fed += len(pending)
             piece = inflater.decompress(pending, MIB)
             pending = inflater.unconsumed_tail
             inflated += piece
             if len(inflated) > allowed:
                 raise DicomError(Reason.LIMITS, f"{len(deflated)} deflated bytes expand to more than {allowed}")
-            if not piece and not pending and not inflater.eof:
+            if not piece and not pending and fed == len(deflated) and not inflater.eof:
                 raise DicomError(Reason.MALFORMED, "the deflated data set is cut short")
     except zlib.error as error:
         raise DicomError(Reason.MALFORMED, "the deflated data set is not a deflate stream") from error
     trailer = struct.pack("<II", zlib.crc32(inflated), len(inflated))  # of gzip; some writers leave it in place
-    if inflater.unused_data not in (b"", b"\0", trailer):
-        raise DicomError(Reason.MALFORMED, f"{len(inflater.unused_data)} bytes follow the deflated data set")
+    after = deflated[fed - len(inflater.unused_data) :]
+    if after not in (b"", b"\0", trailer):
+        raise DicomError(Reason.MALFORMED, f"{len(after)} bytes follow the deflated data set")
     return memoryview(inflated).toreadonly()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import struct
@@ -174,6 +175,17 @@ def test_a_deflate_bomb_is_refused_by_limits_within_bounded_memory() -> None:
     try:
         assert refusal(bomb).reason is Reason.LIMITS
         assert tracemalloc.get_traced_memory()[1] < 48 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_inflating_costs_no_more_memory_than_the_data_set_however_little_it_was_deflated() -> None:
+    pixels = hashlib.shake_128(b"noise").digest(24 * 2**20)
+    stored = deflated(element(0x7FE00010, "OB", pixels), b"\0")
+    tracemalloc.start()
+    try:
+        assert read(stored).value(0x7FE00010) == pixels
+        assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
     finally:
         tracemalloc.stop()
 
