@@ -97,7 +97,7 @@ def _extended_frames(signed: DataSet, fragments: Sequence[memoryview]) -> list[S
     if EXTENDED_OFFSET_TABLE not in signed or EXTENDED_OFFSET_TABLE_LENGTHS not in signed:
         return None
     count = _frame_count(signed)
-    offsets, lengths = bytes(signed.value(EXTENDED_OFFSET_TABLE)), bytes(signed.value(EXTENDED_OFFSET_TABLE_LENGTHS))
+    offsets, lengths = signed.value(EXTENDED_OFFSET_TABLE), signed.value(EXTENDED_OFFSET_TABLE_LENGTHS)
     if not len(offsets) == len(lengths) == 8 * count == 8 * len(fragments):
         _refuse("the Extended Offset Table does not fit the fragments")
     frames = _at_offsets(struct.unpack(f"<{count}Q", offsets), fragments)

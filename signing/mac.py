@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from signing import canonical, der
 from signing.certificates import parse_certificate, signature_value, verify_digest
-from signing.dataset import DataSet, Element, data_set
+from signing.dataset import VALUE_BYTES_MAX, DataSet, Element, data_set
 from signing.dictionary import (
     DEFLATED,
     DIGITAL_SIGNATURES_SEQUENCE,
@@ -43,6 +43,7 @@ _CODE_VALUE = 0x00080100
 _OF_BYTES = frozenset((CERTIFICATE, SIGNATURE, TIMESTAMP))
 
 SIGNATURES_MAX = 16
+_PARAMETERS_MAX = 256  # some may be left of signatures that were removed; each is read for each signature
 CERTIFICATE_BYTES_MAX = 16 * 1024
 SIGNATURE_BYTES_MAX = 2 * 1024
 _DATETIME = re.compile(r"(\d{14})(?:\.(\d{1,6}))?([+-]\d{4})?", re.ASCII)
@@ -206,6 +207,9 @@ def _read_item(found: Examined, item: DataSet) -> None:
 def _parameters(container: DataSet, item: DataSet) -> DataSet:
     """The one MAC Parameters item that the signature refers to."""
     mac_id = item.integer(MAC_ID)
+    stated = container.get(MAC_PARAMETERS_SEQUENCE)
+    if stated is not None and len(stated.items or ()) > _PARAMETERS_MAX:
+        raise SignatureError(Reason.MALFORMED, f"more than {_PARAMETERS_MAX} MAC Parameters items")
     matching = [other for other in container.items(MAC_PARAMETERS_SEQUENCE) if other.integer(MAC_ID) == mac_id]
     if not matching or mac_id is None:
         raise SignatureError(Reason.MAC_PARAMETERS_MISSING, "no MAC Parameters item has the signature's MAC ID Number")
@@ -217,8 +221,8 @@ def _parameters(container: DataSet, item: DataSet) -> DataSet:
 def listed_tags(parameters: DataSet) -> tuple[int, ...]:
     """Data Elements Signed: at least one tag, in the order of the data set, none twice."""
     element = parameters.get(ELEMENTS_SIGNED)
-    value = bytes(parameters.value(ELEMENTS_SIGNED))
-    if element is None or element.vr != "AT" or not value or len(value) % 4:
+    value = parameters.value(ELEMENTS_SIGNED)  # in implicit VR it may be as long as the file
+    if element is None or element.vr != "AT" or not 0 < len(value) <= VALUE_BYTES_MAX or len(value) % 4:
         raise SignatureError(Reason.DATA_ELEMENTS_SIGNED, f"{name(ELEMENTS_SIGNED)} is not a list of tags")
     halves = struct.unpack(f"{'<' if parameters.little_endian else '>'}{len(value) // 2}H", value)
     tags = tuple([group << 16 | number for group, number in zip(halves[::2], halves[1::2], strict=True)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from signing.dataset import DataSet, Element, codec_of, index
+from signing.dataset import VALUE_BYTES_MAX, DataSet, Element, codec_of, index
 from signing.dictionary import SOP_CLASS_UID, SOP_INSTANCE_UID, name
 from signing.elements import Elements
 from signing.errors import DicomError
@@ -48,6 +48,8 @@ def require_matching_meta(elements: Elements) -> None:
         (SOP_CLASS_UID, MEDIA_STORAGE_SOP_CLASS_UID),
         (SOP_INSTANCE_UID, MEDIA_STORAGE_SOP_INSTANCE_UID),
     ):
-        named = elements.meta.get(theirs)
-        if named is not None and ours in elements and bytes(elements.value(ours)).rstrip(b" \0") != named:
+        named, value = elements.meta.get(theirs), elements.value(ours)
+        if named is None or ours not in elements:
+            continue
+        if len(value) > VALUE_BYTES_MAX or bytes(value).rstrip(b" \0") != named:
             raise DicomError(Reason.FILE_META_MISMATCH, f"{name(theirs)} of the file meta differs from {name(ours)}")
