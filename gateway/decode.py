@@ -129,13 +129,19 @@ def _native(view: VerifiedView, pixel_format: PixelFormat) -> Pixels:
         raise _wrong_size(
             f"Pixel Data has {len(value)} bytes where {shape} at {pixel_format.bits_allocated} bits need {wanted}"
         )
-    big = view.transfer_syntax == _BIG_ENDIAN
-    element = view.get(_PIXEL_DATA)
-    if big and pixel_format.bits_allocated == 8 and element is not None and element.vr == "OW":
-        words: Pixels = np.frombuffer(value, ">u2").astype("<u2").view(np.uint8)[:wanted]  # bytes swapped in pairs
-    else:
-        kind = np.dtype(f"u{pixel_format.bits_allocated // 8}").newbyteorder(">" if big else "<")
-        words = np.frombuffer(value, kind, count=wanted * 8 // pixel_format.bits_allocated)
+    kind = np.dtype(f"<u{pixel_format.bits_allocated // 8}")
+    if view.transfer_syntax == _BIG_ENDIAN:
+        element = view.get(_PIXEL_DATA)
+        assert element is not None
+        # A MAC covers OW as 16-bit words and OB as bytes. Swapping by Bits Allocated where that is another unit would
+        # show a model other pixels than were signed, of any signed scan that somebody rewrites in big endian.
+        if (pixel_format.bits_allocated, element.vr) not in {(8, "OB"), (8, "OW"), (16, "OW")}:
+            raise _unsupported(
+                f"{pixel_format.bits_allocated} bits allocated in {element.vr} have no order, big endian"
+            )
+        if element.vr == "OW":
+            value = memoryview(np.frombuffer(value, ">u2").astype("<u2").tobytes())
+    words: Pixels = np.frombuffer(value, kind, count=wanted // kind.itemsize)
     return words.reshape(pixel_format.frames, pixel_format.rows, pixel_format.columns)
 
 

@@ -317,9 +317,13 @@ def _table_of(view: VerifiedView, sequence: int) -> LookupTable | None:
     if len(descriptor) != 3 or not 8 <= descriptor[2] <= 16:
         raise _unsupported("LUT Descriptor is not three numbers with 8 to 16 bits an entry")
     count = descriptor[0] & 0xFFFF or 0x10000
-    value = items[0].value(_LUT_DATA)
+    value, data = items[0].value(_LUT_DATA), items[0].get(_LUT_DATA)
+    if data is not None and not view.little_endian:
+        if data.vr not in ("OW", "SS", "US"):  # the words that a MAC covers are of another size, or bytes
+            raise _unsupported(f"LUT Data of VR {data.vr} has no order, big endian")
+        value = memoryview(np.frombuffer(value, ">u2").astype("<u2").tobytes())
     if len(value) == 2 * count:
-        entries = np.frombuffer(value, "<u2" if view.little_endian else ">u2")
+        entries = np.frombuffer(value, "<u2")
     elif descriptor[2] == 8 and len(value) == count + count % 2:
         entries = np.frombuffer(value, np.uint8)[:count]
     else:

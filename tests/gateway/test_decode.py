@@ -78,11 +78,20 @@ def noise(dtype: str, shape: tuple[int, int, int] = (2, 5, 7)) -> NDArray[Any]:
     return np.random.default_rng(3).integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
 @pytest.mark.parametrize(
-    "syntax",
-    [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian],
-    ids=lambda syntax: syntax.keyword,
+    ("syntax", "dtype"),
+    [
+        (syntax, f"{sign}int{bits}")
+        for syntax in (
+            ExplicitVRLittleEndian,
+            ImplicitVRLittleEndian,
+            ExplicitVRBigEndian,
+            DeflatedExplicitVRLittleEndian,
+        )
+        for sign in ("u", "")
+        for bits in (8, 16, 32)
+        if (syntax, bits) != (ExplicitVRBigEndian, 32)  # refused below
+    ],
 )
 def test_native_values_come_out_exactly(dtype: str, syntax: UID) -> None:
     pixels = noise(dtype)
@@ -116,6 +125,16 @@ def test_big_endian_bytes_in_words_are_put_back_in_order() -> None:
     data = file_of(pixels, ExplicitVRBigEndian, PixelData=swapped)
     data = data.replace(b"\x7f\xe0\x00\x10OB", b"\x7f\xe0\x00\x10OW")
     assert np.array_equal(decoded(data), pixels)
+
+
+@pytest.mark.parametrize(("dtype", "vr"), [("uint32", b"OW"), ("uint16", b"OB"), ("uint16", b"OL")])
+def test_big_endian_pixels_whose_signed_unit_is_another_are_refused(dtype: str, vr: bytes) -> None:
+    """A MAC covers OW by 16-bit words and OB by bytes, so rewriting in big endian would show other pixels."""
+    pixels = noise(dtype, (1, 4, 6))
+    data = file_of(pixels, ExplicitVRBigEndian).replace(b"\x7f\xe0\x00\x10OW", b"\x7f\xe0\x00\x10" + vr)
+    with pytest.raises(UnexaminableError) as caught:
+        decoded(data)
+    assert caught.value.reason is GatewayReason.UNSUPPORTED_IMAGE
 
 
 @pytest.mark.parametrize(

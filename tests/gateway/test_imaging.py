@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
 from gateway.finding import GatewayReason
 from gateway.imaging import LookupTable, Rendering, Window, from_uint8, render
@@ -108,6 +108,31 @@ def test_tables_as_the_standard_does() -> None:
     expected = apply_voi_lut(apply_modality_lut(ramp(), dataset), dataset) / 4095
     got = shown(ramp(), Rendering.of(view, profile()), profile())
     np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("bits", "vr", "read_alike"), [(16, "OW", True), (8, "OW", True), (16, "OB", False)])
+def test_a_table_of_words_means_the_same_in_big_endian(bits: int, vr: str, read_alike: bool) -> None:
+    """A re-encoding turns words round whatever they hold, and leaves bytes: the MAC holds, so the values must too."""
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [256, 0, bits], "US"
+    table.LUTData = np.arange(256)[::-1].astype("<u2" if bits == 16 else "u1").tobytes()
+    table["LUTData"].VR = vr
+    view, dataset = view_of(ramp(), ModalityLUTSequence=[table])
+    expected = Rendering.of(view, profile())
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    if vr == "OW":
+        table.LUTData = np.frombuffer(table.LUTData, "<u2").astype(">u2").tobytes()
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    rewritten = VerifiedView.of_unsigned(read(file.getvalue()))
+    if read_alike:
+        got = Rendering.of(rewritten, profile())
+        assert got.modality_table is not None
+        assert expected.modality_table is not None
+        assert torch.equal(got.modality_table.entries, expected.modality_table.entries)
+    else:
+        with pytest.raises(UnexaminableError):
+            Rendering.of(rewritten, profile())
 
 
 def test_eight_bits_map_linearly_to_the_range() -> None:
