@@ -22,7 +22,9 @@ from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.training import Classifier, Recipe, export, train_classifier
 
-RECIPE = Recipe(epochs=24, batch=32, mirror=True)
+RECIPE = Recipe(epochs=12, batch=32, rotation_deg=0.0, scale=0.0, shift=0.0, gain=0.0, mirror=True)
+SELECTION = 2_000
+"""Seeds of `test` that the recipe was chosen on; what is reported comes from later ones."""
 LEVELS = (1.0, 2.0, 4.0, 8.0)
 """Budgets of the attack, 8-bit grey levels of the window."""
 
@@ -32,9 +34,9 @@ console = Console(stderr=True)
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=phantoms.ASSETS, show_default=True, help="folder")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache/phantoms"), show_default=True)
-@click.option("--train", "n_train", default=10_000, show_default=True, help="slices to train on")
-@click.option("--test", "n_test", default=2_000, show_default=True, help="unseen slices to measure accuracy on")
-@click.option("--attacked", default=300, show_default=True, help="correctly read unseen slices to attack")
+@click.option("--train", "n_train", default=8_000, show_default=True, help="slices to train on")
+@click.option("--test", "n_test", default=1_000, show_default=True, help="unseen slices to measure accuracy on")
+@click.option("--attacked", default=150, show_default=True, help="correctly read unseen slices to attack")
 @click.option("--seed", default=1, show_default=True, help="of the training")
 @click.option("--workers", default=0, show_default=True, help="processes that draw; 0: one a core")
 @click.option("--threads", default=0, show_default=True, help="threads that train; 0: as torch chooses")
@@ -93,7 +95,7 @@ def measure(written: bytes, profile: Profile, *, n_test: int, attacked: int, cac
     Accuracy is that of the served file; the attack goes through the gateway's rendering and the differentiable model
     that is built from the same file.
     """
-    of = phantoms.seeds("test", n_test)
+    of = phantoms.seeds("test", n_test, skip=SELECTION)
     images, labels = drawn(of, profile, cache, workers), torch.from_numpy(phantoms.labels(of))
     session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
     answers = [session.run(None, {profile.input.name: part.numpy()})[0] for part in torch.split(images, 64)]
@@ -166,7 +168,7 @@ be shown and tested with a real model and no patient's data. **It is not for pat
 | input | `profile.toml`, through `gateway.imaging.render` |
 | trained on | {n_train:,} slices, seeds {train.start:,} to {train.start + n_train - 1:,} |
 | training | {RECIPE.epochs} epochs, AdamW, one cycle to {RECIPE.peak_rate:g}, label smoothing {RECIPE.smoothing:g} |
-| measured on | slices it has not seen, from seed {test.start:,} |
+| measured on | slices it has not seen, from seed {test.start + SELECTION:,} |
 | made by | `{command}` |
 
 ## What it does on unseen slices

@@ -115,16 +115,10 @@ def _bow(start: np.ndarray, end: np.ndarray, sag: float) -> Field:
 
 def place_nodule(canvas: Canvas, rng: np.random.Generator, lung: Field) -> Nodule:
     """Choose where a nodule lies in the lung, and what it is like."""
-    radius = float(min(rng.gamma(4.0, 1.1) + 5.0, 15.0))
-    kind = rng.random()
-    if kind < 0.5:
-        hu, core = float(rng.uniform(-90, 70)), 1.0
-    elif kind < 0.75:
-        hu, core = float(rng.uniform(-600, -420)), float(rng.uniform(0.4, 0.7))
-    else:
-        hu, core = float(rng.uniform(-580, -380)), 0.0
-    if core < 1.0:
-        radius += 1.5
+    radius = float(min(rng.gamma(3.0, 1.5) + 7.5, 15.0))
+    contrast = float(rng.uniform(120.0, 260.0))
+    part_solid = rng.random() < 0.3
+    hu, core = -845.0 + contrast, float(rng.uniform(0.3, 0.6)) if part_solid else 0.0
     depth = -lung[::4, ::4]
     room = min(radius * float(rng.uniform(0.5, 1.6)), 0.8 * float(depth.max()))  # a small lung has little room
     rows, columns = np.nonzero(depth >= room)
@@ -165,4 +159,4 @@ def draw_nodule(canvas: Canvas, rng: np.random.Generator, nodule: Nodule, lung: 
     target += body * np.maximum(value - target, 0)
     if 0 < nodule.core < 1:
         core = cover(reach - outline * np.float32(nodule.core), 2.0) * inside
-        target += core * np.maximum(-30.0 - target, 0)
+        target += core * np.maximum(nodule.hu + np.float32(0.6 * (nodule.hu + 845)) - target, 0)
