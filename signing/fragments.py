@@ -50,6 +50,8 @@ def check_structure(signed: DataSet, transfer_syntax: str) -> None:
             _refuse("a video stream has an offset table")
         return
     frames = fixed if fixed is not None else _frames(table, fragments, _frame_count(signed))
+    if len(frames[-1]) > 1 and not _is_cut_evenly(frames[-1]):  # an earlier one's length the offset table fixes
+        _refuse("the last frame may have been cut in two where its data looked like a border")
     for frame in frames:
         if not _is_whole(frame, transfer_syntax):
             _refuse("a frame does not begin and end as its coding must")
@@ -105,6 +107,17 @@ def _extended_frames(signed: DataSet, fragments: Sequence[memoryview]) -> list[S
         if len(frame) != 1 or not 0 <= len(frame[0]) - length <= 1:
             _refuse("the Extended Offset Table does not fit the fragments")
     return frames
+
+
+def _is_cut_evenly(frame: Sequence[memoryview]) -> bool:
+    """Encoders cut a frame at one length, which between two fragments alone must also be round.
+
+    Whoever takes four bytes that look like a border out of a frame, so that one fragment becomes two, cannot choose
+    where they are.
+    """
+    *whole, rest = map(len, frame)
+    is_round = len(whole) > 1 or 0 in (whole[0] % 1000, whole[0] % 1024)
+    return set(whole) == {whole[0]} and rest <= whole[0] and is_round
 
 
 def holds_item(part: memoryview) -> bool:

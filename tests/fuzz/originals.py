@@ -123,7 +123,7 @@ def unsigned() -> dict[str, bytes]:
         ),
         "rle": (RLE, little.data_set(image("1.2.8.5", frames=2)) + fragments([rle, rle], table=True)),
         "jpeg": (JPEG, little.data_set(image("1.2.8.6", frames=3)) + fragments(jpeg, table=False)),
-        "one": (JPEG_LS, little.data_set(image("1.2.8.7")) + fragments(jpeg, table=False)),
+        "one": (JPEG_LS, little.data_set(image("1.2.8.7")) + fragments([b"".join(jpeg)], table=False)),
         "report": (EXPLICIT_LITTLE_ENDIAN, little.data_set(report("1.2.8.8"))),
     }
     return {

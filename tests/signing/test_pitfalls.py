@@ -340,7 +340,9 @@ def test_fragments_cannot_be_rearranged(two_frames: bytes, hospital: Hospital, n
         (2, (struct.pack("<2I", 0, 24), FRAMES[0], FRAMES[1]), False),
         (2, (struct.pack("<2I", 22, 0), FRAMES[0], FRAMES[1]), False),
         (2, (struct.pack("<I", 0), FRAMES[0], FRAMES[1]), False),
-        (1, (b"", FRAMES[0][:4], FRAMES[0][4:]), True),
+        (1, (b"", FRAMES[0][:4] + bytes(996), FRAMES[0][4:]), True),
+        (1, (b"", FRAMES[0][:4], FRAMES[0][4:]), False),
+        (2, (struct.pack("<2I", 0, 30), FRAMES[0][:4], FRAMES[0][4:], FRAMES[1]), True),
         (2, (b"", FRAMES[0][:4], FRAMES[0][4:]), False),
         (3, (b"", FRAMES[0], FRAMES[1]), False),
         (0, (b"", FRAMES[0]), False),
@@ -364,6 +366,11 @@ def test_a_signed_extended_offset_table_fixes_fragments_that_look_like_borders(
     plain = strip_signatures(refragmented(two_frames, b"", first, FRAMES[1]))
     signed = signing.sign(plain, signer=hospital.signer("ct"), at=now)
     assert reason_of(signed, hospital, now)[0] is Reason.FRAGMENT_STRUCTURE
+
+    one = edited(strip_signatures(refragmented(plain, b"", first)), lambda d: setattr(d, "NumberOfFrames", 1))
+    one = signing.sign(one, signer=hospital.signer("ct"), at=now)
+    without_four_bytes = refragmented(one, b"", *first.split(b"\xfe\xff\x00\xe0"))
+    assert reason_of(without_four_bytes, hospital, now) == (Reason.FRAGMENT_STRUCTURE, "passed")
 
     def fix(dataset: Dataset) -> None:
         dataset.ExtendedOffsetTable = struct.pack("<2Q", 0, 8 + len(first))
