@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -54,10 +55,15 @@ class DisposableDecoder:
             with mmap.mmap(source, len(items)) as room:
                 room[:] = items
             target = _shared(stack, pixel_format.byte_length)
+            started = time.monotonic()
             reply = self._ask(stack, pixel_format, transfer_syntax, source, target)
             if reply is None:
                 self._require_standing_by()
-                detail = f"the decoder was stopped: it crashed, or took more than its memory or {self._seconds_max:g} s"
+                if time.monotonic() - started >= self._seconds_max:  # on a busy machine any stream may take so long
+                    raise UnexaminableError(
+                        GatewayReason.TIMEOUT, f"the decoder was stopped: it took more than {self._seconds_max:g} s"
+                    )
+                detail = "the decoder was stopped: it crashed, or took more than its memory"
                 raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
             if reply:
                 raise UnexaminableError(GatewayReason(reply["reason"]), str(reply["detail"]))

@@ -6,7 +6,7 @@ from gateway.finding import GatewayReason
 
 
 class UnexaminableError(Exception):
-    """The defect lies in the scan: its pixels cannot be decoded or rendered as its header and the profile say."""
+    """Its pixels cannot be decoded or rendered as its header and the profile say, or (`timeout`) not in time."""
 
     def __init__(self, reason: GatewayReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -30,7 +30,13 @@ from gateway.scan import Scan
 from signing import Reason
 
 TRANSIENT = frozenset(
-    {GatewayReason.TIMEOUT, GatewayReason.WORKER_LOST, GatewayReason.DETECTOR_ERROR, Reason.REVOCATION_UNKNOWN}
+    {
+        GatewayReason.TIMEOUT,
+        GatewayReason.WORKER_LOST,
+        GatewayReason.DETECTOR_ERROR,
+        Reason.REVOCATION_UNKNOWN,
+        Reason.NOT_YET_VALID,
+    }
 )
 """Reasons that lie in the hour, not in the scan: an answer that has one is given, but not remembered."""
 
