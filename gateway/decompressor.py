@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 
 from gateway.decode import PixelFormat, Pixels
+from gateway.errors import Overloaded
 from gateway.finding import GatewayReason
 from gateway.unexaminable import UnexaminableError
 
@@ -44,13 +45,16 @@ class DisposableDecoder:
         self._control: socket.socket | None = None
 
     def decompress(self, pixel_format: PixelFormat, transfer_syntax: str, items: memoryview) -> Pixels:
-        """See `decode.Decompressor`."""
+        """See `decode.Decompressor`; raises `Overloaded` where no process came free in the time that one may take."""
         if pixel_format.byte_length > DECODED_BYTES_MAX:
             detail = (
                 f"the header claims {pixel_format.byte_length} decoded bytes; at most {DECODED_BYTES_MAX} are decoded"
             )
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
-        with self._places, ExitStack() as stack:
+        with ExitStack() as stack:
+            if not self._places.acquire(timeout=self._seconds_max):
+                raise Overloaded("too many compressed objects are decoded at once")
+            stack.callback(self._places.release)
             source = _shared(stack, len(items))
             with mmap.mmap(source, len(items)) as room:
                 room[:] = items

@@ -31,6 +31,7 @@ from pydicom.uid import (
 
 from gateway.decode import FRAMES_MAX, PixelFormat, Pixels, decode
 from gateway.decompressor import DisposableDecoder
+from gateway.errors import Overloaded
 from gateway.finding import GatewayReason
 from gateway.store.ledger import TRANSIENT
 from gateway.unexaminable import UnexaminableError
@@ -275,6 +276,13 @@ def test_a_decoder_that_takes_too_long_is_stopped() -> None:
     with DisposableDecoder(seconds_max=0.001) as decoder, pytest.raises(UnexaminableError, match="stopped") as caught:
         decoder.decompress(pixels, RLELossless, memoryview(bytes(1 << 22)))
     assert caught.value.reason in TRANSIENT, "the machine may have been slow: the scan must not be remembered for it"
+
+
+def test_nobody_waits_for_a_decoder_longer_than_one_may_take() -> None:
+    """Else a few slow streams would hold every handler thread, far beyond its call's deadline."""
+    pixels = PixelFormat(1, 4, 4, 8, 8, 7, False, "MONOCHROME2")
+    with DisposableDecoder(at_once=0, seconds_max=0.01) as decoder, pytest.raises(Overloaded):
+        decoder.decompress(pixels, RLELossless, memoryview(bytes(64)))
 
 
 def test_the_process_that_stands_by_is_replaced_when_it_dies(decoder: DisposableDecoder) -> None:
