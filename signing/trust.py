@@ -168,7 +168,7 @@ def is_timestamping_only(certificate: x509.Certificate) -> bool:
     """RFC 3161 2.3: extended key usage is critical and names time stamping alone."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension):
+    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return False
     return found.critical and list(found.value) == [ExtendedKeyUsageOID.TIME_STAMPING]
 

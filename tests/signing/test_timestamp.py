@@ -6,6 +6,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtensionOID
 
 import signing
 from signing import (
@@ -67,6 +70,15 @@ class Endless(datetime):
         return "20260301000000.1e999Z"
 
 
+def with_unknown_names(hospital: Hospital) -> x509.Certificate:
+    """One that anybody can make: its alternative name is of a kind that the library gives up on (x400Address)."""
+    key, model = hospital.key("mr"), hospital.certificate("tsa")
+    names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x04\xa3\x02\x05\x00")
+    builder = x509.CertificateBuilder(model.subject, model.subject, key.public_key(), 5)
+    builder = builder.not_valid_before(model.not_valid_before_utc).not_valid_after(model.not_valid_after_utc)
+    return builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+
+
 def test_a_time_stamp_that_is_there_and_wrong_always_fails(
     outcome: Callable[..., Verdict], ct: bytes, hospital: Hospital, now: datetime
 ) -> None:
@@ -83,6 +95,7 @@ def test_a_time_stamp_that_is_there_and_wrong_always_fails(
         not_one.stamp,
         hospital.authority(lambda: now + DAY).stamp,
         hospital.authority(lambda: Endless(2026, 3, 1)).stamp,
+        signing.testing.LocalAuthority(with_unknown_names(hospital), hospital.key("mr"), lambda: now).stamp,
     ):
         stamped = signing.sign(ct, signer=hospital.signer("mr"), at=now, tsa=Forger(make))
         reason, checks, _ = outcome(stamped, hospital.trust(), now)
