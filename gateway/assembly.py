@@ -302,11 +302,12 @@ def _stages(
 def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:
     configured = plan.config.routes[route]
     model = plan.models[configured.model] if configured.model is not None else None
+    decides = {"policy": policy.model_dump(mode="json"), "upstream": configured.upstream}
     return Digests(
         model=model.model_sha256 if model else "",
         profile=model.profile.sha256 if model else "",
         artefact=model.artefact_sha256 if model else "",
-        policy=hashlib.sha256(documents.canonical(policy.model_dump(mode="json"))).hexdigest(),
+        policy=hashlib.sha256(documents.canonical(decides)).hexdigest(),
         trust=plan.trusts[configured.trust].sha256,
     )
 

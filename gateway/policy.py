@@ -56,12 +56,20 @@ class ServicePolicy:
         if finding.stage == DENOISING and finding.outcome is not Outcome.INDETERMINATE:
             return None  # read with the p-value, in `_grey`
         if finding.outcome is Outcome.INDETERMINATE:
-            if finding.reason in UNEXAMINABLE:
-                return self._by(finding, "unexaminable", self.settings.unexaminable)
-            return self._by(finding, "indeterminate", self.settings.indeterminate)
+            return self._unfinished(finding)
         if finding.outcome is Outcome.FAILED:
             return self._failed(finding)
         return self._grey(finding, findings) if finding.stage == DETECTION else None
+
+    def _unfinished(self, finding: Finding) -> _Judgement:
+        """A signature that could not be examined is worth no more than none, or crashing that stage would pay."""
+        if finding.reason in UNEXAMINABLE:
+            judgement = self._by(finding, "unexaminable", self.settings.unexaminable)
+        else:
+            judgement = self._by(finding, "indeterminate", self.settings.indeterminate)
+        if finding.stage == SIGNATURE and judgement.disposition.admitted:
+            return self._by(finding, "signature.unsigned", self.settings.signature.unsigned)
+        return judgement
 
     def _failed(self, finding: Finding) -> _Judgement:
         if finding.stage == SIGNATURE:

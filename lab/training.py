@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,18 +163,21 @@ def export(model: nn.Module, profile: Profile) -> bytes:
     Names of input and output are the profile's. What the exporter notes about its own machine (paths of source files)
     is left out, so that the same weights give the same bytes anywhere.
     """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not wanted here
     example = torch.zeros(2, profile.input.channels, *profile.input.size)
     batch = torch.export.Dim("batch", min=1, max=65536)
-    program = torch.onnx.export(
-        model.eval(),
-        (example,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=[profile.input.name],
-        output_names=[profile.output.name or "logits"],
-        dynamic_shapes=({0: batch},),
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the exporter about its own parts
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[profile.input.name],
+            output_names=[profile.output.name or "logits"],
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
     assert program is not None
     proto = onnx.load_from_string(program.model_proto.SerializeToString())
     for item in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input):

@@ -165,7 +165,7 @@ def test_failed_and_stripped_have_words_of_their_own(failed, stripped):
 
 
 @pytest.mark.parametrize(("word", "reason"), list(product(["reject", "quarantine", "unsafe_admit"], GatewayReason)))
-@pytest.mark.parametrize("stage", [SIGNATURE, "preprocess", DETECTION, DENOISING])
+@pytest.mark.parametrize("stage", ["preprocess", DETECTION, DENOISING])
 def test_indeterminate_and_unexaminable_are_told_apart_by_reason(word, reason, stage):
     found = Finding(stage, Outcome.INDETERMINATE, reason)
     unexaminable = reason in UNEXAMINABLE
@@ -179,6 +179,14 @@ def test_indeterminate_and_unexaminable_are_told_apart_by_reason(word, reason, s
     assert verdict.disposition is WORDS[word]
     setting = "unexaminable" if unexaminable else "indeterminate"
     assert verdict.unsafe == ((setting,) if word == "unsafe_admit" else ())
+
+
+@pytest.mark.parametrize(("word", "unsigned"), list(product(["reject", "quarantine", "unsafe_admit"], repeat=2)))
+@pytest.mark.parametrize("reason", [GatewayReason.DETECTOR_ERROR, GatewayReason.TIMEOUT, Reason.REVOCATION_UNKNOWN])
+def test_a_signature_that_could_not_be_examined_is_worth_no_more_than_none(word, unsigned, reason):
+    verdict = _decide(Finding(SIGNATURE, Outcome.INDETERMINATE, reason), CALM, indeterminate=word, unsigned=unsigned)
+    assert verdict.disposition is WORDS[unsigned if word == "unsafe_admit" else word]
+    assert verdict.unsafe == (("signature.unsigned",) if word == unsigned == "unsafe_admit" else ())
 
 
 @pytest.mark.parametrize(
