@@ -28,11 +28,17 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
 def demo(data: Path | None, keep: Path | None, as_json: bool) -> None:
     """Start a gateway on this machine, attack it, and show what it does."""
+    from gateway.errors import GatewayError
+    from gateway.testing import GatewayFailed
     from lab.demo.report import Report, show
     from lab.demo.run import run
 
     with _directory(keep) as directory:
-        report: Report = run(directory, data, kept=keep is not None)
+        try:
+            report: Report = run(directory, data, kept=keep is not None)
+        except (GatewayError, GatewayFailed, LookupError) as error:
+            click.echo(f"the demo cannot run: {error}", err=True)
+            sys.exit(2)
         if as_json:
             click.echo(json.dumps(report.document(), indent=2))
         else:
