@@ -1,8 +1,9 @@
-"""The detectors joined to one calibrated p-value: two channels, joined by OR.
+"""The detectors joined to one calibrated p-value: three channels, joined by OR.
 
-The robust channel is the loudest hardened twin; the sensitive one is the linear fusion. They are joined by a maximum
-and not by a sum, because a sum lets an informed attacker pay for one alarm with another's calm. Detectors outside a
-channel are scored and reported, and weigh nothing.
+The robust channel is the loudest hardened twin, the sensitive one the linear fusion, the third the gradient-aligned
+residual network, which sees nearly every attack that follows the victim's gradient and no other. They are joined by a
+maximum and not by a sum, because a sum lets an informed attacker pay for one alarm with another's calm. Detectors
+outside a channel are scored and reported, and weigh nothing.
 """
 
 import math
@@ -18,9 +19,9 @@ from detectors.errors import DetectorError, NotFittedError
 from detectors.observation import Observation, Signal
 from detectors.probe import Probe, check_images
 
-ROBUST, SENSITIVE = "robust", "sensitive"
-WEIGHTS: Mapping[str, float] = {ROBUST: 2 / 3, SENSITIVE: 1 / 3}
-"""Share of the false-positive budget that each channel may spend."""
+ROBUST, SENSITIVE, GRADIENT = "robust", "sensitive", "gradient"
+WEIGHTS: Mapping[str, float] = {ROBUST: 1 / 2, SENSITIVE: 1 / 4, GRADIENT: 1 / 4}
+"""Share of the false-positive budget that each channel may spend; the largest where an informed attacker must pay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from detectors.calibration import ConformalCalibration, Guarantee, TailCalibrati
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.median import Median
 from detectors.detector import Detector
-from detectors.ensemble import ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
+from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
 from detectors.errors import ConversionError
 from detectors.probe import Probe
 from detectors.reference import Reference, conversion_difference
@@ -164,7 +164,7 @@ def _tails(
 ) -> tuple[list[tuple[Detector, TailCalibration, str | None]], list[Channel]]:
     """On A: what it means for each score, and for each channel, to be large."""
     scores = bench.scores(probe, detectors, images)
-    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE}
+    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE, "gradient_residual": GRADIENT}
     members = [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
     channels = []
     for name, weight in WEIGHTS.items():

@@ -1,4 +1,4 @@
-"""The shared pass, the detectors, the two channels and the artefact, on a small untrained but real model."""
+"""The shared pass, the detectors, the three channels and the artefact, on a small untrained but real model."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.dncnn import DnCNN
 from detectors.denoisers.median import Median
 from detectors.detector import Detector, Score
-from detectors.ensemble import ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join, loudest
+from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join, loudest
 from detectors.errors import ArtefactError, ConversionError, DetectorError, InputError, NotFittedError
 from detectors.fusion import Fusion, features
 from detectors.gradient_residual import GradientResidual
@@ -98,7 +98,7 @@ def ensemble(probe: Probe) -> Ensemble:
             (clean.images[:32], clean.input_gradient[:32]), (other.images, other.input_gradient), seed=0, device=CPU
         ),
     ]
-    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE}
+    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE, "gradient_residual": GRADIENT}
     scores = {each.name: each.score(clean).values for each in detectors}
     members = [
         Member(
@@ -262,7 +262,7 @@ def test_either_channel_alone_raises_the_alarm(ensemble: Ensemble) -> None:
 
 def test_reported_members_weigh_nothing(ensemble: Ensemble) -> None:
     calm = {member.detector.name: torch.full((1,), -1e3) for member in ensemble.members}
-    loud = calm | {"uad": torch.full((1,), 1e9), "gradient_residual": torch.full((1,), 1e9)}
+    loud = calm | {"uad": torch.full((1,), 1e9), "jpeg75": torch.full((1,), 1e9)}
 
     assert torch.equal(join(ensemble.members, ensemble.channels, calm), join(ensemble.members, ensemble.channels, loud))
 
