@@ -1,0 +1,60 @@
+"""The demo's table comes out as it must, on a real gateway, and says so in the documented form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.demo.rows import ROWS
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    directory = tmp_path_factory.mktemp("demo") / "hospital"
+    command = [sys.executable, "-m", "gateway.cli", "demo", "--keep", str(directory), "--json"]
+    return directory, subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+def test_every_row_is_answered_as_it_must_be(kept) -> None:
+    _, finished = kept
+    document = json.loads(finished.stdout)
+    wrong = [row for row in document["rows"] if not row["ok"]]
+    assert not wrong
+    assert finished.returncode == 0
+    assert document["ok"]
+    assert [row["name"] for row in document["rows"]] == [row.name for row in ROWS]
+    assert all(row["receipt_ok"] for row in document["rows"])
+    assert document["audit"]["verified"]
+
+
+def test_the_undefended_model_is_fooled_where_the_demo_says_so(kept) -> None:
+    rows = {row["name"]: row for row in json.loads(kept[1].stdout)["rows"]}
+    for name in ("unsigned-adversarial", "signed-adversarial"):
+        assert rows[name]["p_value"] <= 0.01
+        assert rows[name]["diagnosis"] is None
+    assert 0.01 < rows["grey-zone"]["p_value"] <= 0.05
+
+
+def test_its_pictures_are_there(kept) -> None:
+    images = [Path(image) for image in json.loads(kept[1].stdout)["images"]]
+    assert len(images) == 3
+    assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+def test_what_it_leaves_can_be_served_again(kept) -> None:
+    command = [sys.executable, "-m", "gateway.cli", "check-config", str(kept[0] / "scanward.toml")]
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+    assert {path.stem for path in (kept[0] / "scans").iterdir()} == {row.name for row in ROWS}
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    command = [sys.executable, "-m", "gateway.cli", "demo", "--keep", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 2
+    assert "is not empty" in finished.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
