@@ -45,7 +45,7 @@ def fuzz(target: str, *limits: str, planted: str = "", seed: int = 1) -> Run:
     command += [str(grown / "corpus"), str(HERE / "corpus" / target)] if not planted else []
     (grown / "corpus").mkdir(exist_ok=True)
     command += [f"-max_len={LENGTHS[target]}", "-len_control=0", f"-seed={seed}", "-print_final_stats=1", "-timeout=20"]
-    command += ["-rss_limit_mb=1024", f"-artifact_prefix={grown}/", *limits]
+    command += ["-rss_limit_mb=0", f"-artifact_prefix={grown}/", *limits]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCANWARD_FUZZ_PLANT": planted}
     began = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
