@@ -32,8 +32,9 @@ def lint(ctx: click.Context, *, paths: tuple[Path, ...], profile: str, as_json: 
     Exit 0: nothing; 1: something; 2: a file could not be read. No value of any attribute is shown.
     """
     document = GrowingDocument("files") if as_json else None
-    worst = 0
+    worst = seen = 0
     for path in expand(paths):
+        seen += 1
         findings, unreadable = _findings(path, profile)
         worst = max(worst, 2 if unreadable is not None else bool(findings))
         if document is not None:
@@ -41,7 +42,9 @@ def lint(ctx: click.Context, *, paths: tuple[Path, ...], profile: str, as_json: 
         else:
             _print(path, findings, unreadable)
     if document is not None:
-        document.close(ok=worst == 0)
+        document.close(ok=seen > 0 and worst == 0)
+    if seen == 0:  # a mount that is not there must not read as "nothing found"
+        raise CannotRun("there is no file in what was given")
     ctx.exit(worst)
 
 

@@ -71,7 +71,12 @@ def verify(ctx: click.Context, /, *, paths: tuple[Path, ...], as_json: bool, **m
         if as_json:
             click.echo(json.dumps({"files": []}))
         raise CannotRun(str(error)) from error
-    several = len(list(islice(expand(paths), _FEW_FILES + 1))) > _FEW_FILES
+    few = len(list(islice(expand(paths), _FEW_FILES + 1)))
+    if few == 0:  # a mount that is not there must not read as "all passed"
+        if as_json:
+            click.echo(json.dumps({"files": []}))
+        raise CannotRun("there is no file in what was given")
+    several = few > _FEW_FILES
     document = GrowingDocument("files") if as_json else None
     worst = 0
     try:
