@@ -70,6 +70,8 @@ def verify(path: Path, keys: Sequence[Ed25519PublicKey], checkpoint: bytes | Non
             size = walk.head.size
             detail = f"the file is damaged after the first {size} records ({type(error).__name__})"
             return AuditReport(size, size, walk.head.hash.hex(), False, walk.sealed, detail)
+        if records and not walk.sealed:
+            return AuditReport(records, 0, walk.head.hash.hex(), False, 0, "no signed checkpoint covers any record")
         return AuditReport(records, None, walk.head.hash.hex(), True, walk.sealed, "")
 
 

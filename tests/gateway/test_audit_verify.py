@@ -213,12 +213,19 @@ def test_a_log_of_another_schema_version_is_refused(written, checkpoint_key):
         verify(written, [checkpoint_key.public_key()])
 
 
-def test_a_running_log_can_be_verified(open_log, audit_path, checkpoint_key):
+def test_a_running_log_can_be_verified_and_is_proven_once_a_checkpoint_covers_it(open_log, audit_path, checkpoint_key):
     log = open_log()
     log.append(_note(0)).result()
     report = verify(audit_path, [checkpoint_key.public_key()])
-    assert (report.records, report.ok, report.sealed) == (1, True, 0)
+    assert (report.records, report.first_bad, report.ok, report.sealed) == (1, 0, False, 0)
+    assert report.detail == "no signed checkpoint covers any record"
     log.close()
+    assert verify(audit_path, [checkpoint_key.public_key()]).ok
+
+
+def test_a_history_written_anew_without_its_checkpoints_is_not_unchanged(written, checkpoint_key):
+    _tamper(written, "DELETE FROM checkpoints")
+    assert not verify(written, [checkpoint_key.public_key()]).ok
 
 
 def test_export_writes_every_record_in_order(written):
