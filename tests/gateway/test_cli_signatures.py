@@ -86,9 +86,9 @@ class TestLint:
         readable = [file["readable"] for file in json.loads(ended.stdout)["files"]]
         assert (ended.exit_code, readable) == (2, [True, False, False])
 
-    def test_an_empty_folder_is_a_document(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_is_a_document_and_not_all_well(self, tmp_path: Path) -> None:
         ended = run("lint", tmp_path, "--json")
-        assert (ended.exit_code, json.loads(ended.stdout)) == (0, {"files": [], "ok": True})
+        assert (ended.exit_code, json.loads(ended.stdout)) == (2, {"files": [], "ok": False})
 
 
 class TestDiff:
@@ -285,9 +285,9 @@ class TestManyFiles:
         assert (process.returncode, len(lines)) == (0, 8)
         assert b"verifying" in seen
 
-    def test_no_file_at_all_is_an_empty_document(self, pki: Hospital, tmp_path: Path) -> None:
+    def test_no_file_at_all_is_an_empty_document_and_not_all_well(self, pki: Hospital, tmp_path: Path) -> None:
         ended = run("verify", tmp_path, *trust(pki), "--json")
-        assert (ended.exit_code, json.loads(ended.stdout)) == (0, {"files": []})
+        assert (ended.exit_code, json.loads(ended.stdout)) == (2, {"files": []})
 
 
 class TestKeys:
