@@ -20,15 +20,15 @@ import structlog
 from gateway import durable, telemetry
 from gateway.assembly import Plan, Records, build_service, build_upstreams, revocation_files, start_engine
 from gateway.audit.record import Started
-from gateway.config import Config
-from gateway.decode import Decompressor
-from gateway.decompressor import DisposableDecoder
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
 from gateway.metrics import Metrics
+from gateway.pixels.decode import Decompressor
+from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers.grpc_server import GrpcReceiver
 from gateway.receivers.receiver import Gate
 from gateway.service import ProtectionService
+from gateway.settings.config import Config
 from gateway.upstreams.upstream import Upstream
 
 DISTRIBUTION = "scanward"

@@ -15,19 +15,21 @@ from gateway import documents
 from gateway.audit.log import AuditLog
 from gateway.audit.sinks import SqliteSink
 from gateway.case import Digests
-from gateway.config import Config, PolicyConfig, TrustConfig
-from gateway.decode import Decompressor
 from gateway.engine.engine import Engine
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError
 from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
+from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy
 from gateway.protected import ProtectedModel
 from gateway.receipt import Notary
 from gateway.receivers.receiver import Gate
 from gateway.service import ProtectionService, Route
+from gateway.settings.config import Config
+from gateway.settings.policy import PolicyConfig
+from gateway.settings.trust import TrustConfig
 from gateway.stages.denoising import DenoisingStage
 from gateway.stages.detection import DetectionStage
 from gateway.stages.preprocess import PreprocessStage

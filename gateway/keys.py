@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from gateway.config import KeysConfig
 from gateway.errors import ConfigError
+from gateway.settings.storage import KeysConfig
 from signing import EnvelopeError, envelope
 
 KEY_BYTES = 32

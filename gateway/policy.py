@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.config import PolicyConfig
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
+from gateway.settings.policy import PolicyConfig
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 

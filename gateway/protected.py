@@ -10,9 +10,10 @@ from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from gateway.config import ArtefactTrust, ModelConfig
 from gateway.errors import ConfigError
 from gateway.profile import Profile
+from gateway.settings.models import ModelConfig
+from gateway.settings.trust import ArtefactTrust
 from signing import EnvelopeError, envelope
 
 MANIFEST = "manifest.json"

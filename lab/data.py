@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gateway.decode import decode
-from gateway.decompressor import DisposableDecoder
 from gateway.errors import ConfigError
-from gateway.imaging import Rendering, from_uint8, render
+from gateway.pixels.decode import decode
+from gateway.pixels.decompressor import DisposableDecoder
+from gateway.pixels.imaging import Rendering, from_uint8, render
+from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
-from gateway.unexaminable import UnexaminableError
 from signing import DicomError, VerifiedView, read
 
 SPLITS = ("train", "val", "test")

@@ -165,7 +165,7 @@ be shown and tested with a real model and no patient's data. **It is not for pat
 |---|---|
 | file | `model.onnx`, {len(written):,} bytes, SHA-256 `{hashlib.sha256(written).hexdigest()}` |
 | network | residual, widths {", ".join(map(str, RECIPE.widths))}, {weights:,} weights, no defence of any kind |
-| input | `profile.toml`, through `gateway.imaging.render` |
+| input | `profile.toml`, through `gateway.pixels.imaging.render` |
 | trained on | {n_train:,} slices, seeds {train.start:,} to {train.start + n_train - 1:,} |
 | training | {RECIPE.epochs} epochs, AdamW, one cycle to {RECIPE.peak_rate:g}, label smoothing {RECIPE.smoothing:g} |
 | measured on | slices it has not seen, from seed {test.start + SELECTION:,} |

@@ -23,7 +23,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from torch import Tensor
 
-from gateway.imaging import Rendering, render
+from gateway.pixels.imaging import Rendering, render
 from gateway.profile import Profile
 from lab.drawing.canvas import Canvas
 from lab.drawing.chest import Build, draw_chest
@@ -149,7 +149,7 @@ AHEAD = 512
 def rendered(of: Sequence[int], through: Profile, *, workers: int = 1) -> Tensor:
     """Return (N, channels, height, width) float32: the slices of these seeds as the model sees them.
 
-    The stored values go through `gateway.imaging.render`, as in the gateway; only the results are kept in memory.
+    The stored values go through `pixels.imaging.render` as in the gateway; only the results are kept in memory.
     """
     out = torch.empty((len(of), through.input.channels, *through.input.size))
     for index, pixels in enumerate(stored(of, workers=workers)):

@@ -109,7 +109,7 @@ def train_classifier(
     The same images, recipe, seed, device and number of threads give the same weights.
 
     Args:
-        images: (N, channels, H, W) float32, as `gateway.imaging` renders them.
+        images: (N, channels, H, W) float32, as `gateway.pixels.imaging` renders them.
         labels: (N,) int64, each below `classes`.
         classes: how many there are.
         recipe: how to train; None takes the default.

@@ -14,8 +14,8 @@ from cryptography.x509 import ocsp
 
 from gateway import durable
 from gateway.cli.fetching import FetchError, fetch
-from gateway.config import TrustConfig
 from gateway.errors import ConfigError
+from gateway.settings.trust import TrustConfig
 from signing import Trust, TrustError, TrustPolicy
 from signing.certificates import common_name, load_certificates
 from signing.material import (

@@ -14,9 +14,9 @@ from gateway.cli import CannotRun
 from gateway.cli.material import load_trust, moment, trust_options
 from gateway.cli.signer import open_signer, signer_options, write_whole
 from gateway.cli.timestamping import HttpAuthority
-from gateway.decode import decode
-from gateway.decompressor import DisposableDecoder
-from gateway.unexaminable import UnexaminableError
+from gateway.pixels.decode import decode
+from gateway.pixels.decompressor import DisposableDecoder
+from gateway.pixels.unexaminable import UnexaminableError
 from signing import DicomError, SignatureError, SignError, TrustError, VerifiedView
 from signing.errors import NotTheSameError
 from signing.files import open_bytes

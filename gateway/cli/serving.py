@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gateway.app import App, check
-from gateway.config import Config
+from gateway.settings.config import Config
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

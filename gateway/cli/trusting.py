@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from gateway.cli.refreshing import Outcome, refresh
-from gateway.config import TrustTable
+from gateway.settings.trust import TrustTable
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

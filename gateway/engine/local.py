@@ -23,16 +23,16 @@ import structlog
 from numpy.typing import NDArray
 
 from gateway.case import Evidence, Image
-from gateway.config import EngineConfig
 from gateway.deadline import Deadline
-from gateway.decode import FRAMES_MAX
 from gateway.engine.batcher import Batcher, Entry
 from gateway.engine.engine import ExaminationError, ExpiredError, GreyZone, WorkerLostError
 from gateway.engine.evidence import evidence_of
 from gateway.engine.shared import REGIONS, SharedImages
 from gateway.errors import ConfigError
 from gateway.metrics import Metrics
+from gateway.pixels.decode import FRAMES_MAX
 from gateway.protected import ProtectedModel
+from gateway.settings.models import EngineConfig
 
 QUEUE = "detection"
 _BACKOFF_S = (0.1, 30.0)

@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha import reflection
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.config import GrpcConfig, TlsConfig
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, ConfigError, GatewayError, ScanError, UpstreamError
 from gateway.receivers.receiver import ANONYMOUS, Caller, CutOff, Gate, Inflation, Refusals, Unauthenticated
@@ -25,6 +24,7 @@ from gateway.receivers.wire import sentence, to_wire
 from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.service import ProtectionService
+from gateway.settings.doors import GrpcConfig, TlsConfig
 from gateway.store.spool import Spool
 from signing.hashed import Hashed
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from gateway.config import SourceConfig
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, GatewayError, Overloaded, ScanError
 from gateway.scan import Source
+from gateway.settings.routes import SourceConfig
 from signing import DicomError
 from signing.dictionary import DEFLATED
 from signing.filemeta import read_file_meta

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from gateway.case import Case, Image
 from gateway.deadline import Deadline
-from gateway.decode import Decompressor, Pixels, decode
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.imaging import Rendering, render
+from gateway.pixels.decode import Decompressor, Pixels, decode
+from gateway.pixels.imaging import Rendering, render
+from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
-from gateway.unexaminable import UnexaminableError
 from signing import DicomError, Reason, VerifiedView
 
 _LARGE_PIXELS = 1 << 22

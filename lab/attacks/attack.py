@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from gateway.imaging import Rendering, from_uint8, render
+from gateway.pixels.imaging import Rendering, from_uint8, render
 from gateway.profile import Profile
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gateway.imaging import Rendering
+from gateway.pixels.imaging import Rendering
 from gateway.profile import Profile
 from gateway.testing import write_signing_key
 from lab import phantoms

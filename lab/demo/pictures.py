@@ -13,7 +13,7 @@ from torch import Tensor
 from detectors.artifact import Artefact
 from detectors.filters import gaussian
 from detectors.observation import Signal
-from gateway.imaging import render
+from gateway.pixels.imaging import render
 from lab.demo.material import Material
 from lab.demo.prepare import Prepared
 from lab.demo.rows import Preparation

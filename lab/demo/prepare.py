@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detectors.artifact import Artefact
 from detectors.reference import Reference
-from gateway.imaging import render
+from gateway.pixels.imaging import render
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.demo.material import Material, Specimen

@@ -24,7 +24,7 @@ from detectors.outputs import Activation
 from detectors.probe import Probe
 from detectors.reference import Reference
 from detectors.shifts import PredictionShift
-from gateway.imaging import Rendering, render
+from gateway.pixels.imaging import Rendering, render
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from gateway.testing import GatewayProcess, Site, write_signing_key

@@ -24,8 +24,8 @@ from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG, Plan, effective_policy
 from gateway.audit.sinks import SqliteReader
 from gateway.client import Client, ClientError
-from gateway.config import Config
 from gateway.errors import ConfigError
+from gateway.settings.config import Config
 from gateway.testing import GatewayFailed, GatewayProcess, Site
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config
 from gateway.errors import ConfigError
+from gateway.settings.config import Config
 from gateway.testing import write_keys, write_secret, write_token
 
 REFERENCE = Path(__file__).parents[2] / "deploy" / "scanward.toml"
@@ -253,9 +253,9 @@ def _inner(annotation: object) -> list[type]:
     from typing import get_args
 
     if isinstance(annotation, str):
-        from gateway import config
+        from gateway.settings.trust import TrustConfig
 
-        return [config.TrustConfig] if "TrustConfig" in annotation else []
+        return [TrustConfig] if "TrustConfig" in annotation else []
     if isinstance(annotation, type):
         return [annotation]
     return [each for argument in get_args(annotation) for each in _inner(argument)]

@@ -29,12 +29,12 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from gateway.decode import FRAMES_MAX, PixelFormat, Pixels, decode
-from gateway.decompressor import DisposableDecoder
 from gateway.errors import Overloaded
 from gateway.finding import GatewayReason
+from gateway.pixels.decode import FRAMES_MAX, PixelFormat, Pixels, decode
+from gateway.pixels.decompressor import DisposableDecoder
+from gateway.pixels.unexaminable import UnexaminableError
 from gateway.store.ledger import TRANSIENT
-from gateway.unexaminable import UnexaminableError
 from signing import VerifiedView, read
 
 

@@ -30,7 +30,6 @@ from detectors.probe import Probe
 from detectors.reference import Reference
 from detectors.shifts import PredictionShift
 from gateway.case import Case, Evidence, Image
-from gateway.config import EngineConfig
 from gateway.deadline import Deadline
 from gateway.engine.engine import EngineError, ExpiredError, GreyZone, WorkerLostError
 from gateway.engine.local import LocalEngine
@@ -39,6 +38,7 @@ from gateway.finding import GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.profile import Profile
 from gateway.protected import ProtectedModel
+from gateway.settings.models import EngineConfig
 from gateway.stages.denoising import DenoisingStage
 from gateway.stages.detection import DetectionStage
 
@@ -235,7 +235,7 @@ def test_the_worker_dies_with_the_gateway(model: ProtectedModel, tmp_path: Path)
     (tmp_path / "profile").write_bytes(PROFILE_TEXT)
     script = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from gateway.config import EngineConfig\nfrom gateway.engine.local import LocalEngine\n"
+        "from gateway.settings.models import EngineConfig\nfrom gateway.engine.local import LocalEngine\n"
         "from gateway.metrics import Metrics\nfrom gateway.profile import Profile\n"
         "from gateway.protected import ProtectedModel\n"
         "here = Path(sys.argv[1])\n"

@@ -19,11 +19,11 @@ from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG, Plan, Records, build_service
 from gateway.audit.sinks import SqliteReader
-from gateway.config import Config
-from gateway.decompressor import DisposableDecoder
 from gateway.errors import ConfigError
+from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers import grpc_server
 from gateway.receivers.grpc_server import GrpcReceiver
+from gateway.settings.config import Config
 from gateway.testing import Site
 from signing import sign
 

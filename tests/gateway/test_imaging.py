@@ -14,9 +14,9 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
 from gateway.finding import GatewayReason
-from gateway.imaging import LookupTable, Rendering, Window, from_uint8, render
+from gateway.pixels.imaging import LookupTable, Rendering, Window, from_uint8, render
+from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
-from gateway.unexaminable import UnexaminableError
 from signing import VerifiedView, read
 
 

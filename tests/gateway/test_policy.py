@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
 from gateway.policy import DENOISING, DETECTION, SIGNATURE, ServicePolicy
+from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.verdict import Disposition
 from signing import Reason
 

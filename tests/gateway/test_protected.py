@@ -11,9 +11,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from gateway.config import ArtefactTrust, ModelConfig
 from gateway.errors import ConfigError
 from gateway.protected import MANIFEST, MANIFEST_ENVELOPE, MANIFEST_TYPE, ProtectedModel
+from gateway.settings.models import ModelConfig
+from gateway.settings.trust import ArtefactTrust
 from signing import envelope
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))

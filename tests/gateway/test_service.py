@@ -19,7 +19,6 @@ from gateway.audit.log import AuditLog
 from gateway.audit.sinks import SqliteSink
 from gateway.audit.verify import export_jsonl, verify
 from gateway.case import Case
-from gateway.config import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, Overloaded, ScanError, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
@@ -29,6 +28,7 @@ from gateway.policy import ServicePolicy
 from gateway.receipt import Notary, verify_receipt
 from gateway.reply import Prediction, Reply
 from gateway.service import ProtectionService, Route
+from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.verdict import Disposition, Verdict

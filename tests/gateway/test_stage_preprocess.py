@@ -17,9 +17,9 @@ from pydicom.uid import RLELossless
 
 from gateway.case import Case
 from gateway.deadline import Deadline
-from gateway.decompressor import DisposableDecoder
 from gateway.finding import GatewayReason, Outcome
-from gateway.imaging import Rendering, render
+from gateway.pixels.decompressor import DisposableDecoder
+from gateway.pixels.imaging import Rendering, render
 from gateway.profile import Profile
 from gateway.stages.preprocess import PreprocessStage
 from signing import VerifiedView, read

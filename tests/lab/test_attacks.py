@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gateway.imaging import LookupTable, Rendering
+from gateway.pixels.imaging import LookupTable, Rendering
 from gateway.profile import Profile
 from lab.attacks.attack import Attack, Target, margins
 from lab.attacks.fgsm import FGSM

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from gateway.finding import GatewayReason
+from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
-from gateway.unexaminable import UnexaminableError
 from signing import DicomError, VerifiedView
 
 _T = TypeVar("_T")

@@ -17,10 +17,10 @@ from typing import Self
 
 import numpy as np
 
-from gateway.decode import PixelFormat, Pixels
 from gateway.errors import Overloaded
 from gateway.finding import GatewayReason
-from gateway.unexaminable import UnexaminableError
+from gateway.pixels.decode import PixelFormat, Pixels
+from gateway.pixels.unexaminable import UnexaminableError
 
 DECODED_BYTES_MAX = 512 << 20
 """Of one object; a header can claim any size, so the claim is refused before anything is allocated."""
@@ -33,7 +33,7 @@ class DisposableDecoder:
     """Hands each compressed object to a process of its own, with limits on memory, processor and wall time.
 
     One small process stands by with the decoders loaded and a single thread, and forks for each object
-    (`gateway.decoder_process`): 2 to 5 ms where a fresh interpreter takes 400. Pixels go in and come back in
+    (`gateway.pixels.decoder_process`): 2 to 5 ms where a fresh interpreter takes 400. Pixels go in and come back in
     anonymous shared memory whose size is sealed.
     """
 
@@ -135,7 +135,7 @@ class DisposableDecoder:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a module of our own
-                    [sys.executable, "-P", "-m", "gateway.decoder_process", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "gateway.pixels.decoder_process", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

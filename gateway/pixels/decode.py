@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.finding import GatewayReason
-from gateway.unexaminable import UnexaminableError
+from gateway.pixels.unexaminable import UnexaminableError
 from signing import DicomError, VerifiedView
 
 FRAMES_MAX = 64

@@ -1,0 +1,58 @@
+"""The service's configuration: one TOML file into frozen models, every mistake named by its key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from gateway.errors import ConfigError
+from gateway.settings.coherence import mistakes_between_tables
+from gateway.settings.document import read, sentences
+from gateway.settings.doors import MetricsConfig, ReceiversConfig
+from gateway.settings.fields import Name, Table
+from gateway.settings.models import EngineConfig, ModelConfig
+from gateway.settings.policy import PolicyConfig
+from gateway.settings.routes import RouteConfig, SourceConfig
+from gateway.settings.storage import KeysConfig, StorageConfig
+from gateway.settings.trust import TrustTable
+
+
+class Config(Table):
+    """The whole configuration."""
+
+    receivers: ReceiversConfig
+    metrics: MetricsConfig
+    storage: StorageConfig
+    keys: KeysConfig
+    engine: EngineConfig | None = None
+    """Required where there are models."""
+    models: dict[Name, ModelConfig] = Field(default_factory=dict)
+    trust: TrustTable
+    policy: PolicyConfig
+    routes: dict[Name, RouteConfig]
+    sources: tuple[SourceConfig, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read and check a configuration file.
+
+        Raises:
+            ConfigError: names every mistake by its dotted key, those between tables included.
+        """
+        document = read(path)
+        problems: list[str] = []
+        try:
+            # Through JSON, because there "strict" still takes text for a path and a list for a tuple.
+            config = cls.model_validate_json(json.dumps(document, default=str), context={"root": path.parent})
+        except ValidationError as error:
+            problems = sentences(error.errors(include_url=False))
+        problems += mistakes_between_tables(document)
+        if problems:
+            raise ConfigError(problems)
+        return config
+
+    def policy_of(self, route: str) -> PolicyConfig:
+        """The service policy that holds for a route: its own, else the global one."""
+        return self.routes[route].policy or self.policy
