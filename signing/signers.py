@@ -58,14 +58,14 @@ class FileSigner:
         """Read a key, its certificate and perhaps the issuers' certificates.
 
         Raises:
-            SignError: unreadable, of another kind, or key and certificate do not belong together.
+            SignError: unreadable, of another kind, or key, certificate and issuers do not belong together.
         """
         try:
             key = load_pem_private_key(Path(key_pem_path).read_bytes(), password)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise SignError(f"private key {key_pem_path}: {error}") from error
         certificates = _read(cert_pem_path)
-        issuers = (*certificates[1:], *(_read(chain) if chain is not None else ()))
+        issuers = _issuers(certificates, chain)
         if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
             raise SignError(f"private key {key_pem_path}: neither RSA nor ECDSA")
         if isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, _CURVES):
@@ -105,7 +105,7 @@ class Pkcs11Signer:
         """
         named = Pkcs11Uri.parse(uri)
         certificates = _read(cert_pem_path)
-        issuers = (*certificates[1:], *(_read(chain) if chain is not None else ()))
+        issuers = _issuers(certificates, chain)
         try:
             import pkcs11  # noqa: PLC0415  an extra: most sign with files, or not at all
         except ImportError as error:
@@ -164,3 +164,31 @@ def _read(path: str | Path) -> tuple[x509.Certificate, ...]:
     if not certificates:
         raise SignError(f"certificate {path}: the file holds none")
     return certificates
+
+
+def _issuers(certificates: tuple[x509.Certificate, ...], chain: str | Path | None) -> tuple[x509.Certificate, ...]:
+    """What comes after the signer's own certificate, in its file or in that of the chain, in order of issue.
+
+    Raises:
+        SignError: one of them issued none of those before it: a wrong chain is found now, not by who verifies.
+    """
+    left = [*certificates[1:], *(_read(chain) if chain is not None else ())]
+    ordered: list[x509.Certificate] = []
+    subject = certificates[0]
+    while left:
+        issuer = next((candidate for candidate in left if _issued(candidate, subject)), None)
+        if issuer is None:
+            raise SignError(f"the chain does not lead on from {subject.subject.rfc4514_string()}")
+        left.remove(issuer)
+        ordered.append(issuer)
+        subject = issuer
+    return tuple(ordered)
+
+
+def _issued(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
+    """Whether names and signature fit (RFC 5280 6.1.3 a)."""
+    try:
+        subject.verify_directly_issued_by(issuer)
+    except (InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
+        return False
+    return True

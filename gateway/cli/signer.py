@@ -22,7 +22,8 @@ _OPTIONS = (
     click.option("--pkcs11-uri", metavar="URI", help="A key in hardware instead (RFC 7512); its PIN by pin-source, "
                  "or in SCANWARD_PKCS11_PIN."),
     click.option("--cert", required=True, type=_FILE, help="The key's certificate, PEM."),
-    click.option("--chain", type=_FILE, help="Certificates of its issuers, PEM."),
+    click.option("--chain", type=_FILE, help="Certificates of its issuers, PEM: checked; a series "
+                 "manifest carries them, a DICOM signature has no room for them."),
 )  # fmt: skip
 
 

@@ -232,3 +232,17 @@ def issue(hospital: Hospital, key: ec.EllipticCurvePublicKey, now: datetime) -> 
     builder = builder.not_valid_before(model.not_valid_before_utc).not_valid_after(model.not_valid_after_utc)
     usage = model.extensions.get_extension_for_class(x509.KeyUsage).value
     return builder.add_extension(usage, critical=True).sign(hospital.key("intermediate"), hashes.SHA256())
+
+
+def test_issuers_are_put_in_the_order_of_issue(hospital: Hospital, tmp_path: Path) -> None:
+    (tmp_path / "chain.pem").write_bytes(
+        hospital.path("root.pem").read_bytes() + hospital.path("intermediate.pem").read_bytes()
+    )
+    signer = FileSigner.load(hospital.path("ct.key"), hospital.path("ct.pem"), tmp_path / "chain.pem")
+
+    assert signer.chain == (hospital.certificate("intermediate"), hospital.certificate("root"))
+
+
+def test_a_chain_of_another_house_is_refused(hospital: Hospital) -> None:
+    with pytest.raises(SignError, match="does not lead on from CN=CT Scanner 0001"):
+        FileSigner.load(hospital.path("ct.key"), hospital.path("ct.pem"), hospital.path("stranger-root.pem"))
