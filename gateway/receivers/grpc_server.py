@@ -6,20 +6,18 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, ConfigError, GatewayError, ScanError, UpstreamError
-from gateway.receivers.receiver import ANONYMOUS, Caller, CutOff, Gate, Inflation, Refusals, Unauthenticated
-from gateway.receivers.status import status_of
+from gateway.errors import ConfigError, ScanError
+from gateway.receivers.calls import CALLER, Calls
+from gateway.receivers.receiver import ANONYMOUS, Caller, CutOff, Gate, Inflation, Unauthenticated
 from gateway.receivers.wire import sentence, to_wire
 from gateway.reply import Reply
 from gateway.scan import Scan
@@ -42,21 +40,18 @@ _GATEWAY = pb.DESCRIPTOR.services_by_name["ProtectionGateway"].full_name
 _STOPPING_S = 5.0
 """For calls that were cancelled to notice it."""
 
-_caller: ContextVar[Caller] = ContextVar("caller")
-_log = structlog.get_logger(__name__)
-
 
 class ScanServicer(rpc.ProtectionGatewayServicer):
     """Converts a call into a scan, has it protected, and converts the reply back."""
 
     def __init__(
-        self, config: GrpcConfig, service: Callable[[], ProtectionService], spool: Spool, refusals: _TurnedAway
+        self, config: GrpcConfig, service: Callable[[], ProtectionService], spool: Spool, calls: Calls
     ) -> None:
         """`service` is asked for at each call, so that a reload reaches the next call whole."""
         self._config = config
         self._service = service
         self._spool = spool
-        self._refusals = refusals
+        self._calls = calls
         self._inflation = Inflation()
 
     def Protect(self, request: pb.ProtectRequest, context: grpc.ServicerContext) -> pb.ProtectReply:  # noqa: N802
@@ -77,13 +72,13 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
             watch.cancel()
 
     def _unary(self, request: pb.ProtectRequest, deadline: Deadline) -> Reply:
-        caller = _caller.get()
+        caller = CALLER.get()
         if len(request.dicom) > self._config.message_bytes_max:
             raise ScanError(f"the object is larger than {self._config.message_bytes_max} bytes: stream it")
         return self._protect(request.dicom, caller.route(request.route), caller, deadline)
 
     def _streamed(self, chunks: Iterator[pb.ProtectChunk], context: grpc.ServicerContext, deadline: Deadline) -> Reply:
-        caller = _caller.get()
+        caller = CALLER.get()
         parts = _received(chunks)
         first = next(parts, None)
         if first is None or first.WhichOneof("part") != "begin":
@@ -121,24 +116,10 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
             return self._service().protect(scan, deadline)
 
     def _answer(self, context: grpc.ServicerContext, work: Callable[[Deadline], Reply]) -> pb.ProtectReply:
-        """Run one call; whatever it raises becomes a status that tells the sender no more than it should know."""
-        source = _caller.get().source.name
-        left = context.time_remaining()
-        seconds = self._config.call_s_max if left is None else min(left, self._config.call_s_max)
-        try:
-            reply = work(Deadline.after(seconds, lambda: not context.is_active()))
-        except (UpstreamError, AuditError) as error:  # the first is on record already, the second cannot be
-            _log.warning("call_failed", receiver=RECEIVER, source=source, error=type(error).__name__)
-            context.abort(status_of(error).grpc, str(error))
-        except GatewayError as error:
-            self._refusals.turn_away(context, error, source)
-        except Exception as error:
-            _log.exception("call_crashed", receiver=RECEIVER, source=source)
-            crash = GatewayError(f"internal error: {type(error).__name__}")
-            self._refusals.turn_away(context, crash, source, told="internal error")
+        reply = self._calls.run(context, work)
         if detail := sentence(reply.findings):
             context.set_trailing_metadata((("scanward-detail", detail),))
-        return to_wire(reply, _caller.get().role)
+        return to_wire(reply, CALLER.get().role)
 
 
 class GrpcReceiver:
@@ -150,19 +131,21 @@ class GrpcReceiver:
         """Create the gRPC server; `service` and `gate` are asked for at each call. Fork nothing after this."""
         self._config = config
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="grpc")
-        turned_away = _TurnedAway(
-            Refusals(lambda error, source: service().refuse(error, receiver=RECEIVER, source=source))
+        calls = Calls(
+            RECEIVER,
+            lambda error, source: service().refuse(error, receiver=RECEIVER, source=source),
+            call_s_max=config.call_s_max,
         )
         self._server = grpc.server(
             self._pool,
-            interceptors=[_Doorkeeper(gate, turned_away)],
+            interceptors=[_Doorkeeper(gate, calls)],
             options=[
                 ("grpc.max_receive_message_length", config.message_bytes_max + _MESSAGE_OVERHEAD),
                 ("grpc.so_reuseport", 0),  # a second gateway on the same port must fail, not share its calls
             ],
             maximum_concurrent_rpcs=config.concurrent_calls_max,
         )
-        rpc.add_ProtectionGatewayServicer_to_server(ScanServicer(config, service, spool, turned_away), self._server)
+        rpc.add_ProtectionGatewayServicer_to_server(ScanServicer(config, service, spool, calls), self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
@@ -200,31 +183,12 @@ class GrpcReceiver:
         ending.join(_STOPPING_S)
 
 
-class _TurnedAway:
-    """Ends a call that could not be examined: first on record, then the status."""
-
-    def __init__(self, refusals: Refusals) -> None:
-        self._refusals = refusals
-
-    def turn_away(
-        self, context: grpc.ServicerContext, error: GatewayError, source: str, *, told: str | None = None
-    ) -> NoReturn:
-        """`told`: the sentence for the caller where it is not the error's own."""
-        _log.info("call_refused", receiver=RECEIVER, source=source, error=type(error).__name__)
-        try:
-            self._refusals.refused(error, source)
-        except AuditError as unrecorded:
-            error, told = unrecorded, None
-        context.abort(status_of(error).grpc, told or str(error))
-        raise AssertionError("abort raises")
-
-
 class _Doorkeeper(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Lets known callers in, to whatever service; denies by default, so that a new service is closed when it comes."""
 
-    def __init__(self, gate: Callable[[], Gate], turned_away: _TurnedAway) -> None:
+    def __init__(self, gate: Callable[[], Gate], calls: Calls) -> None:
         self._gate = gate
-        self._turned_away = turned_away
+        self._calls = calls
 
     def intercept_service(
         self,
@@ -250,12 +214,12 @@ class _Doorkeeper(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no 
             try:
                 caller = self._gate().admit(token=_token(context), tls_subject=_tls_subject(context))
             except Unauthenticated as error:
-                self._turned_away.turn_away(context, error, ANONYMOUS)
-            before = _caller.set(caller)
+                self._calls.turn_away(context, error, ANONYMOUS)
+            before = CALLER.set(caller)
             try:
                 return behaviour(request, context, *others)
             finally:
-                _caller.reset(before)
+                CALLER.reset(before)
 
         return call
 
