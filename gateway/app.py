@@ -17,7 +17,7 @@ from types import FrameType
 
 import structlog
 
-from gateway import durable, telemetry
+from gateway import durable, service_manager, telemetry
 from gateway.assembly import Plan, Records, build_service, build_upstreams, revocation_files, start_engine
 from gateway.audit.record import Started
 from gateway.engine.local import LocalEngine
@@ -97,9 +97,12 @@ class App:
             closing.callback(receiver.drain, grpc.drain_s_max)
             addresses = {"grpc": receiver.start(), "http": None, "metrics": metrics_address}  # (5)
             receiver.ready(True)
+            records.metrics.ready(True)
             closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
             self._until_told_to_stop(receiver, records, decompressor)  # (7)
+            records.metrics.ready(False)
+            service_manager.notify(service_manager.STOPPING)
             _log.info("stopping")  # (8) is the stack's, in reverse
 
     def _serve(self, plan: Plan, records: Records, decompressor: Decompressor) -> None:
@@ -174,6 +177,7 @@ class App:
             if ready != (now := records.audit.healthy and (engine is None or engine.ready)):
                 ready = now
                 receiver.ready(ready)
+                records.metrics.ready(ready)
                 _log.warning("ready_again" if ready else "not_ready")
 
     @contextmanager
@@ -199,6 +203,7 @@ class App:
                 durable.replace(self._ready_file, json.dumps(addresses).encode())
             except OSError as error:
                 raise ConfigError([f"--ready-file {self._ready_file}: {error.strerror}"]) from error
+        service_manager.notify(service_manager.READY)
         for door, address in addresses.items():
             if address:
                 _log.info("listening", receiver=door, address=address)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
@@ -94,13 +95,21 @@ class Client:
         ca: bytes | None = None,
         certificate: bytes | None = None,
         private_key: bytes | None = None,
+        server_name: str | None = None,
     ) -> None:
         """Connect to HOST:PORT; `ca`, `certificate`, `private_key` are PEM. Without `ca` only loopback is talked to.
+
+        `server_name`: the name that the gateway's certificate must have, where it is not the address's own.
 
         Raises:
             ClientError: plaintext was asked for beyond this machine, where token and patient data could be read.
         """
-        options = [("grpc.service_config", json.dumps(_RETRIES)), ("grpc.enable_retries", 1)]
+        options: list[tuple[str, str | int]] = [
+            ("grpc.service_config", json.dumps(_RETRIES)),
+            ("grpc.enable_retries", 1),
+        ]
+        if server_name is not None:
+            options.append(("grpc.ssl_target_name_override", server_name))
         if ca is not None:
             credentials = grpc.ssl_channel_credentials(ca, private_key, certificate)
             self._channel = grpc.secure_channel(address, credentials, options)
@@ -122,6 +131,20 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+    def check_health(self, service: str = "ready", *, timeout_s: float = 5.0) -> None:
+        """Ask the health service; `ready`: whether calls should come here, the empty name: whether it lives.
+
+        Raises:
+            ClientError: it answers that it is not serving (`NOT_SERVING`), or does not answer.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise ClientError(error.code().name, error.details() or "no reason was given") from error
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise ClientError(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status), "it is not serving")
 
     def protect(self, scan: Path | bytes, route: str = "", *, timeout_s: float = 120.0) -> Answer:
         """Have one SOP Instance (DICOM File Format) examined; a sender with a single route need not name it.

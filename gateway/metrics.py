@@ -95,6 +95,7 @@ class Metrics:
             registry=registry,
         )
         age.set_function(self._checkpoint_age)
+        self._ready = Gauge("scanward_ready", "1 while calls should come here, else 0", registry=registry)
         build = Gauge("scanward_build_info", "The version that runs; always 1", ["version"], registry=registry)
         build.labels(version("scanward")).set(1)
 
@@ -134,6 +135,10 @@ class Metrics:
     def queue(self, name: str, depth: int) -> None:
         """Set how many entries wait in the queue of that name."""
         self._queue.labels(name).set(depth)
+
+    def ready(self, ready: bool) -> None:
+        """Set whether calls should come here, as the health service says it."""
+        self._ready.set(ready)
 
     def held(self, count: int) -> None:
         """Set how many scans are in quarantine."""

@@ -17,6 +17,7 @@ PLUGIN_GROUP = "scanward.commands"
 _COMMANDS = {
     "serve": ("gateway.cli.serving:serve", "Run the gateway."),
     "check-config": ("gateway.cli.serving:check_config", "Check a configuration, every mistake named by its key."),
+    "health": ("gateway.cli.health:health", "Ask a gateway whether it is ready: for probes."),
     "screen": ("gateway.cli.screening:screen", "Have a gateway examine files or folders."),
     "sign": ("gateway.cli.signatures:sign", "Add a digital signature to a DICOM file."),
     "verify": ("gateway.cli.signatures:verify", "Verify the digital signatures of DICOM files."),

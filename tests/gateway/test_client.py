@@ -166,6 +166,10 @@ class TestMutualTls:
             client.protect(CT, "open")
         assert caught.value.status == "UNAUTHENTICATED"
 
+    def test_a_probe_needs_a_certificate_and_no_token(self, pki: Path, address: str) -> None:
+        with self.client(pki, address, "unknown") as client:
+            client.check_health()
+
     @pytest.mark.parametrize("name", [None, "intruder"])
     def test_without_a_certificate_of_the_right_ca_nothing_is_heard(
         self, pki: Path, address: str, name: str | None

@@ -38,6 +38,7 @@ def _used() -> Metrics:
     metrics.batch(3)
     metrics.queue("engine", 7)
     metrics.held(2)
+    metrics.ready(True)
     metrics.audit_records(5)
     metrics.checkpointed_at(940.0)
     metrics.replay_rows(4)
@@ -58,6 +59,7 @@ def test_every_metric_has_its_contracted_name_and_labels():
         "scanward_batch_size_sum": 3,
         'scanward_queue_depth{queue="engine"}': 7,
         "scanward_quarantine_held": 2,
+        "scanward_ready": 1,
         'scanward_unsafe_admissions_total{setting="signature.unsigned"}': 1,
         "scanward_audit_records_total": 5,
         "scanward_audit_checkpoint_age_seconds": 60,
