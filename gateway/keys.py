@@ -19,6 +19,7 @@ KEY_BYTES = 32
 
 _NAMES_INFO = b"scanward quarantine names v1"
 _REPLAY_INFO = b"scanward replay ledger v1"
+_CUSTODY_INFO = b"scanward custody v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,11 @@ class Keys:
     def replay(self) -> bytes:
         """Hides instances and patients in the replay ledger; derived likewise."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=_REPLAY_INFO).derive(self.quarantine)
+
+    @property
+    def custody(self) -> bytes:
+        """Wraps the data keys of scans that wait to be examined or handed on; derived likewise."""
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_CUSTODY_INFO).derive(self.quarantine)
 
 
 def _signing_key(key: str, path: Path) -> Ed25519PrivateKey:

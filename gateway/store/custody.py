@@ -143,8 +143,10 @@ class Custody:
             self._forget(identity)
 
     def close(self) -> None:
-        """Let another process have the directory."""
-        os.close(self._claim)
+        """Let another process have the directory; may be called again."""
+        claim, self._claim = self._claim, -1
+        if claim >= 0:
+            os.close(claim)
 
     def _write(self, identity: str, facts: bytes, data: memoryview) -> None:
         part = self._directory / f"{identity}.part"

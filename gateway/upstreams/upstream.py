@@ -17,8 +17,10 @@ class Upstream(Protocol):
     def name(self) -> str:
         """The configured name, as in metrics."""
 
-    def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
+    def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction | None:
         """Ask the model about what was admitted: the image, or its denoised form.
+
+        None where nobody waits for an answer: what was admitted is on disk then, and will be handed on.
 
         Args:
             case: an examined case.
@@ -27,4 +29,5 @@ class Upstream(Protocol):
 
         Raises:
             UpstreamError: no answer, or none that is a prediction.
+            Overloaded: nothing more can be kept to be handed on.
         """
