@@ -26,7 +26,7 @@ from gateway.metrics import Metrics
 from gateway.pixels.decode import Decompressor
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers.grpc_server import GrpcReceiver
-from gateway.receivers.receiver import Gate
+from gateway.receivers.identity import Gate
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
 from gateway.upstreams.upstream import Upstream

@@ -25,7 +25,7 @@ from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy
 from gateway.protected import ProtectedModel
 from gateway.receipt import Notary
-from gateway.receivers.receiver import Gate
+from gateway.receivers.identity import Gate
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig

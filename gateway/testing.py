@@ -148,15 +148,15 @@ class Site:
 
     @classmethod
     def make(cls, directory: Path, *, tables: str = "", routes: Sequence[str] = ()) -> Self:
-        """Write it, with two routes that examine signatures alone, and three sources that may use them.
+        """Write it, with two routes that examine signatures alone, and five sources.
 
-        `strict` rejects what is unsigned, `open` admits it. `scanner` submits, `reviewer` reviews, and `enrolled`
-        signs all it sends.
+        `strict` rejects what is unsigned, `open` admits it. `scanner` submits, `reviewer` submits and reviews,
+        `enrolled` signs all it sends; `auditor` and `administrator` have those roles alone.
 
         Args:
             directory: made if missing; relative paths in `tables` start here.
             tables: more of the configuration, such as an engine, a model and its routes.
-            routes: names of routes in `tables`, for all three sources.
+            routes: names of routes in `tables`, for every source.
         """
         directory.mkdir(parents=True, exist_ok=True)
         write_keys(directory / "keys")
@@ -166,15 +166,21 @@ class Site:
             (directory / f"{word}.toml").write_text(f'unsigned = "{word}"\n')
         names = json.dumps(["strict", "open", *routes])
         sources = "".join(
-            f'[[sources]]\nname = "{name}"\nrole = "{role}"\ntoken_file = "tokens/{name}"\n'
+            f'[[sources]]\nname = "{name}"\nroles = {json.dumps(roles)}\ntoken_file = "tokens/{name}"\n'
             f"enrolled = {str(name == 'enrolled').lower()}\nroutes = {names}\n"
-            for name, role in _SOURCES.items()
+            for name, roles in _SOURCES.items()
         )
         (directory / "scanward.toml").write_text(_CONFIGURATION + tables + "\n" + sources)
         return cls(directory, hospital, tokens)
 
 
-_SOURCES = {"scanner": "submit", "reviewer": "review", "enrolled": "submit"}
+_SOURCES = {
+    "scanner": ["submit"],
+    "reviewer": ["submit", "review"],
+    "enrolled": ["submit"],
+    "auditor": ["audit"],
+    "administrator": ["admin"],
+}
 _CONFIGURATION = """
 [receivers.grpc]
 address = "127.0.0.1:0"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import NoReturn, TypeVar
 
@@ -11,51 +12,104 @@ import structlog
 
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, GatewayError, UpstreamError
-from gateway.receivers.receiver import Caller, Refusals
+from gateway.receivers.identity import Caller, Credentials, Gate
+from gateway.receivers.patience import Patience
+from gateway.receivers.receiver import ANONYMOUS, CutOff, NotPermitted, Refusals
+from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
-
-CALLER: ContextVar[Caller] = ContextVar("caller")
-"""Who makes the call that a handler is in; set by the interceptor, before any handler runs."""
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
+_admission: ContextVar[Admission] = ContextVar("admission")
+
+
+def current_caller() -> Caller:
+    """Who makes the call that a handler is in, by the configuration of now.
+
+    Asked again where a call goes on for long: a stream that was begun before a reload has no more rights than a new
+    one.
+
+    Raises:
+        Unauthenticated: a reload has taken the caller out, or a token has run out meanwhile.
+        NotPermitted: a reload has taken the role away.
+    """
+    return _admission.get().caller()
+
+
+class Admission:
+    """The right to make one call, as often as it is asked for."""
+
+    def __init__(self, gate: Callable[[], Gate], shown: Credentials, roles: frozenset[Role] | None) -> None:
+        """`roles`: one of them is needed; None where anybody may call."""
+        self._gate = gate
+        self._shown = shown
+        self._roles = roles
+        self.source = ANONYMOUS
+        """Name of the caller, as soon as it is known."""
+
+    def enter(self) -> None:
+        """Begin the call; raises `Unauthenticated` or `NotPermitted`."""
+        _admission.set(self)  # stays for the thread: its next call overwrites it before anything can look
+        if self._roles is not None:
+            self.caller()
+
+    def caller(self) -> Caller:
+        """See `current_caller`."""
+        if self._roles is None:
+            raise NotPermitted("nobody is known where anybody may call")
+        found = self._gate().admit(self._shown)
+        self.source = found.source.name
+        found.require(self._roles)
+        return found
 
 
 class Calls:
     """Runs the calls of one door."""
 
     def __init__(self, receiver: str, refuse: Callable[[GatewayError, str], object], *, call_s_max: float) -> None:
-        """`refuse(error, source name)` records a call that was turned away; `call_s_max` bounds every deadline."""
+        """`refuse(error, source name)` records a call that was turned away; `call_s_max` bounds every call."""
         self._receiver = receiver
         self._refusals = Refusals(refuse)
+        self._patience = Patience(call_s_max)
         self._call_s_max = call_s_max
 
     def run(self, context: grpc.ServicerContext, work: Callable[[Deadline], T]) -> T:
-        """Do one call's work; whatever it raises becomes a status that tells the sender no more than it should know."""
-        source = CALLER.get().source.name
+        """Do one call's work within its time; what it raises becomes a status in the doorkeeper's hands."""
         left = context.time_remaining()
         seconds = self._call_s_max if left is None else min(left, self._call_s_max)
-        try:
-            return work(Deadline.after(seconds, lambda: not context.is_active()))
-        except (UpstreamError, AuditError) as error:  # the first is on record already, the second cannot be
+        return work(Deadline.after(seconds, lambda: not context.is_active()))
+
+    @contextmanager
+    def guarded(self, context: grpc.ServicerContext, admission: Admission) -> Iterator[None]:
+        """Let the caller in, for the block; whatever the block raises ends the call with a status."""
+        with self._patience.with_call(context):
+            try:
+                admission.enter()
+                yield
+            except Exception as error:
+                self._end(context, error, admission.source)
+
+    def close(self) -> None:
+        """Record what was only counted."""
+        self._patience.close()
+        with suppress(AuditError):  # the log says so itself
+            self._refusals.close()
+
+    def _end(self, context: grpc.ServicerContext, error: Exception, source: str) -> NoReturn:
+        """End a call that was not answered: first on record, then the status, telling no more than it should."""
+        if context.code() is not None:
+            raise error  # the handler has ended the call itself
+        told = None
+        if isinstance(error, UpstreamError | AuditError):  # the first is on record already, the second cannot be
             _log.warning("call_failed", receiver=self._receiver, source=source, error=type(error).__name__)
             context.abort(status_of(error).grpc, str(error))
-            raise AssertionError("abort raises") from error
-        except GatewayError as error:
-            self.turn_away(context, error, source)
-        except Exception as error:
-            _log.exception("call_crashed", receiver=self._receiver, source=source)
-            crash = GatewayError(f"internal error: {type(error).__name__}")
-            self.turn_away(context, crash, source, told="internal error")
-
-    def turn_away(
-        self, context: grpc.ServicerContext, error: GatewayError, source: str, *, told: str | None = None
-    ) -> NoReturn:
-        """End a call that could not be examined: first on record, then the status.
-
-        `told` is the sentence for the caller where it is not the error's own.
-        """
-        _log.info("call_refused", receiver=self._receiver, source=source, error=type(error).__name__)
+        if isinstance(error, grpc.RpcError):
+            error = CutOff("the call ended before the stream did")
+        if isinstance(error, GatewayError):
+            _log.info("call_refused", receiver=self._receiver, source=source, error=type(error).__name__)
+        else:
+            _log.error("call_crashed", receiver=self._receiver, source=source, exc_info=error)
+            error, told = GatewayError(f"internal error: {type(error).__name__}"), "internal error"
         try:
             self._refusals.refused(error, source)
         except AuditError as unrecorded:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,8 +14,10 @@ from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, ScanError
-from gateway.receivers.calls import CALLER, Calls
-from gateway.receivers.receiver import ANONYMOUS, Caller, CutOff, Gate, Inflation, Unauthenticated
+from gateway.receivers.calls import Calls, current_caller
+from gateway.receivers.doorkeeper import Doorkeeper
+from gateway.receivers.identity import Gate
+from gateway.receivers.receiver import CutOff, Inflation
 from gateway.receivers.wire import sentence, to_wire
 from gateway.reply import Reply
 from gateway.scan import Scan
@@ -33,7 +33,6 @@ READY = "ready"
 CHUNK_BYTES_MAX = 4 << 20
 """Of one piece of a stream; senders use 256 KiB."""
 
-_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _MESSAGE_OVERHEAD = 4096
 """Room for the route and the field headers beside the object."""
 _GATEWAY = pb.DESCRIPTOR.services_by_name["ProtectionGateway"].full_name
@@ -62,28 +61,19 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         self, request_iterator: Iterator[pb.ProtectChunk], context: grpc.ServicerContext
     ) -> pb.ProtectReply:
         """Examine an object that came in pieces."""
-        # The iterator blocks for as long as the sender likes; only ending the call from outside wakes it.
-        watch = threading.Timer(self._config.call_s_max, context.cancel)
-        watch.daemon = True
-        watch.start()
-        try:
-            return self._answer(context, lambda deadline: self._streamed(request_iterator, context, deadline))
-        finally:
-            watch.cancel()
+        return self._answer(context, lambda deadline: self._streamed(request_iterator, deadline))
 
     def _unary(self, request: pb.ProtectRequest, deadline: Deadline) -> Reply:
-        caller = CALLER.get()
         if len(request.dicom) > self._config.message_bytes_max:
             raise ScanError(f"the object is larger than {self._config.message_bytes_max} bytes: stream it")
-        return self._protect(request.dicom, caller.route(request.route), caller, deadline)
+        return self._protect(request.dicom, request.route, deadline)
 
-    def _streamed(self, chunks: Iterator[pb.ProtectChunk], context: grpc.ServicerContext, deadline: Deadline) -> Reply:
-        caller = CALLER.get()
+    def _streamed(self, chunks: Iterator[pb.ProtectChunk], deadline: Deadline) -> Reply:
         parts = _received(chunks)
         first = next(parts, None)
         if first is None or first.WhichOneof("part") != "begin":
             raise ScanError("a stream starts with Begin")
-        route = caller.route(first.begin.route)
+        route = current_caller().route(first.begin.route)
         with self._spool.open(first.begin.size_hint) as writer:
             for part in parts:
                 kind = part.WhichOneof("part")
@@ -97,21 +87,26 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
             else:
                 raise CutOff(f"the stream was cut off after {writer.size} bytes: there was no End")
             sha256, hashed, data = writer.sha256, writer.hashed(), writer.seal()
-        return self._protect(data, route, caller, deadline, sha256=sha256, hashed=hashed)
+        return self._protect(data, route, deadline, sha256=sha256, hashed=hashed)
 
     def _protect(
         self,
         data: bytes | memoryview,
         route: str,
-        caller: Caller,
         deadline: Deadline,
         *,
         sha256: str | None = None,
         hashed: Hashed | None = None,
     ) -> Reply:
+        sender = current_caller()  # by the configuration of now, however long ago a stream began
         with self._inflation.room(data, deadline):
             scan = Scan.receive(
-                data, route=route, receiver=RECEIVER, source=caller.source, sha256=sha256, hashed=hashed
+                data,
+                route=sender.route(route),
+                receiver=RECEIVER,
+                source=sender.source,
+                sha256=sha256,
+                hashed=hashed,
             )
             return self._service().protect(scan, deadline)
 
@@ -119,7 +114,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         reply = self._calls.run(context, work)
         if detail := sentence(reply.findings):
             context.set_trailing_metadata((("scanward-detail", detail),))
-        return to_wire(reply, CALLER.get().role)
+        return to_wire(reply, findings=current_caller().sees_findings)
 
 
 class GrpcReceiver:
@@ -131,14 +126,14 @@ class GrpcReceiver:
         """Create the gRPC server; `service` and `gate` are asked for at each call. Fork nothing after this."""
         self._config = config
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="grpc")
-        calls = Calls(
+        self._calls = calls = Calls(
             RECEIVER,
             lambda error, source: service().refuse(error, receiver=RECEIVER, source=source),
             call_s_max=config.call_s_max,
         )
         self._server = grpc.server(
             self._pool,
-            interceptors=[_Doorkeeper(gate, calls)],
+            interceptors=[Doorkeeper(gate, calls)],
             options=[
                 ("grpc.max_receive_message_length", config.message_bytes_max + _MESSAGE_OVERHEAD),
                 ("grpc.so_reuseport", 0),  # a second gateway on the same port must fail, not share its calls
@@ -181,47 +176,7 @@ class GrpcReceiver:
         ending = threading.Thread(target=self._pool.shutdown, daemon=True)
         ending.start()
         ending.join(_STOPPING_S)
-
-
-class _Doorkeeper(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Lets known callers in, to whatever service; denies by default, so that a new service is closed when it comes."""
-
-    def __init__(self, gate: Callable[[], Gate], calls: Calls) -> None:
-        self._gate = gate
-        self._calls = calls
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        """Guard the method's handler; only the health check is open to all, since orchestrators carry no tokens."""
-        handler = continuation(handler_call_details)
-        if handler is None or handler_call_details.method == _HEALTH_CHECK:
-            return handler
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        guarded: grpc.RpcMethodHandler = make(
-            self._guarded(getattr(handler, kind)), handler.request_deserializer, handler.response_serializer
-        )
-        return guarded
-
-    def _guarded(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(behaviour)
-        def call(request: Any, context: grpc.ServicerContext, *others: Any) -> Any:
-            try:
-                caller = self._gate().admit(token=_token(context), tls_subject=_tls_subject(context))
-            except Unauthenticated as error:
-                self._calls.turn_away(context, error, ANONYMOUS)
-            before = CALLER.set(caller)
-            try:
-                return behaviour(request, context, *others)
-            finally:
-                CALLER.reset(before)
-
-        return call
+        self._calls.close()
 
 
 def _received(chunks: Iterator[pb.ProtectChunk]) -> Iterator[pb.ProtectChunk]:
@@ -230,20 +185,6 @@ def _received(chunks: Iterator[pb.ProtectChunk]) -> Iterator[pb.ProtectChunk]:
         yield from chunks
     except grpc.RpcError:
         raise CutOff("the call ended before the stream did") from None
-
-
-def _token(context: grpc.ServicerContext) -> str | None:
-    for key, value in context.invocation_metadata():
-        if key == "authorization":
-            scheme, _, token = str(value).partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else ""
-    return None
-
-
-def _tls_subject(context: grpc.ServicerContext) -> str | None:
-    """Common name of the verified client certificate; None where there is none, or where it has several."""
-    names = context.auth_context().get("x509_common_name", ())
-    return names[0].decode("utf-8", "replace") if len(names) == 1 else None
 
 
 def _credentials(tls: TlsConfig) -> grpc.ServerCredentials:

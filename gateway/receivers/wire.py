@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
-from gateway.receivers.receiver import Role
 from gateway.reply import Prediction, Reply
 from gateway.verdict import Disposition
 from signing import Reason
@@ -23,17 +22,17 @@ _DISPOSITION = {
 }
 
 
-def to_wire(reply: Reply, role: Role) -> pb.ProtectReply:
-    """The reply as this role may see it: findings and exact reasons are for reviewers (architecture 5.2)."""
+def to_wire(reply: Reply, *, findings: bool) -> pb.ProtectReply:
+    """The reply as a caller may see it; `findings`: with them and with exact reasons (architecture 5.2)."""
     reasons = reply.verdict.reasons
     return pb.ProtectReply(
         scan_sha256=reply.scan_sha256,
         disposition=_DISPOSITION[reply.verdict.disposition],
-        reasons=reasons if role is Role.REVIEW else dict.fromkeys(coarse(reason) for reason in reasons),
+        reasons=reasons if findings else dict.fromkeys(coarse(reason) for reason in reasons),
         prediction=_prediction(reply.prediction) if reply.prediction is not None else None,
         receipt=reply.receipt.envelope,
         log_index=reply.place,
-        findings=[_finding(finding) for finding in reply.findings] if role is Role.REVIEW else (),
+        findings=[_finding(finding) for finding in reply.findings] if findings else (),
     )
 
 

@@ -71,12 +71,13 @@ def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:
     for index, source in enumerate(sources):
         if not isinstance(source, dict):
             continue
-        for key in ("name", "token_file", "tls_subject"):
+        for key in ("name", "token_file", "tls_subject", "tls_san"):
             if (value := source.get(key)) is not None and (key, str(value)) in seen:
                 yield f"sources.{index}.{key}: {value!r} belongs to another source already"
             seen.add((key, str(value)))
-        if "tls_subject" in source and not verifies_clients:
-            yield f"sources.{index}.tls_subject: needs receivers.grpc.tls.client_ca"
+        for key in ("tls_subject", "tls_san"):
+            if key in source and not verifies_clients:
+                yield f"sources.{index}.{key}: needs receivers.grpc.tls.client_ca"
         wanted = source.get("routes")
         for place, route in enumerate(wanted if isinstance(wanted, list) else ()):
             if route not in routes:

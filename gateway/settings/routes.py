@@ -24,21 +24,23 @@ class RouteConfig(Table):
 
 
 class SourceConfig(Table):
-    """One sender or reviewer, told by a bearer token or by the subject of its client certificate."""
+    """One sender or reviewer, told by a bearer token or by a name in its client certificate."""
 
     name: Name
-    role: Literal["submit", "review"]
-    """`review` also sees findings, exact reasons and p-values."""
+    roles: Annotated[tuple[Literal["submit", "review", "audit", "admin"], ...], Field(min_length=1)]
+    """What it may do (docs/identity.md); `review` and `audit` also see findings, exact reasons and p-values."""
     token_file: SecretFile | None = None
     """File with the bearer token alone, at least 32 characters."""
     tls_subject: str | None = None
     """Common name of the client certificate."""
+    tls_san: str | None = None
+    """One of the client certificate's Subject Alternative Names, whole: a DNS name, an address or a URI."""
     enrolled: bool
     """An enrolled source signs all it sends: what arrives unsigned from it has been stripped."""
     routes: Annotated[tuple[str, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
-        if (self.token_file is None) == (self.tls_subject is None):
-            raise ValueError("needs either token_file or tls_subject")
+        if [self.token_file, self.tls_subject, self.tls_san].count(None) != 2:
+            raise ValueError("needs one of token_file, tls_subject and tls_san")
         return self

@@ -92,21 +92,21 @@ upstream = "none"
 # The demo's senders are reviewers too, so that its table can show reasons and p-values.
 [[sources]]
 name = "ct-scanner"
-role = "review"
+roles = ["submit", "review"]
 token_file = "tokens/ct-scanner"
 enrolled = true                    # it signs all it sends: what arrives unsigned from it was stripped
 routes = ["ct-phantom"]
 
 [[sources]]
 name = "old-modality"
-role = "review"
+roles = ["submit", "review"]
 token_file = "tokens/old-modality"
 enrolled = false
 routes = ["legacy"]
 
 [[sources]]
 name = "archive-importer"
-role = "review"
+roles = ["submit", "review"]
 token_file = "tokens/archive-importer"
 enrolled = false
 routes = ["archive"]

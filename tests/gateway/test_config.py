@@ -67,7 +67,7 @@ trust = "hospital"
 upstream = "none"
 [[sources]]
 name = "ct"
-role = "submit"
+roles = ["submit"]
 token_file = "token"
 enrolled = true
 routes = ["chest", "archive"]
@@ -186,7 +186,8 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
         ("enrolled = true\n", "", "sources.0.enrolled"),
         ('token_file = "token"', 'tls_subject = "ct"', "sources.0.tls_subject"),
         ('token_file = "token"', "", "sources.0"),
-        ('role = "submit"', 'role = "admin"', "sources.0.role"),
+        ('roles = ["submit"]', 'roles = ["root"]', "sources.0.roles.0"),
+        ('roles = ["submit"]', "roles = []", "sources.0.roles"),
         ('device = "cpu"\n', "", "engine.device"),
         ("[trust.hospital]", "[trust.Hospital]", "trust.Hospital"),
     ],

@@ -23,6 +23,7 @@ from gateway.errors import ConfigError
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers import grpc_server
 from gateway.receivers.grpc_server import GrpcReceiver
+from gateway.receivers.identity import Gate
 from gateway.settings.config import Config
 from gateway.testing import Site
 from signing import sign
@@ -36,6 +37,7 @@ class Door:
 
     def __init__(self, site: Site, config: Path, records: Records, receiver: GrpcReceiver, address: str) -> None:
         self.site, self.config, self.records, self.receiver, self.address = site, config, records, receiver, address
+        self.gate = Gate(Config.load(config).sources)
         self.channel = grpc.insecure_channel(address)
         self.stub = rpc.ProtectionGatewayStub(self.channel)
 
@@ -77,11 +79,12 @@ def door(site: Site, tmp_path: Path) -> Iterator[Door]:
         decompressor = closing.enter_context(DisposableDecoder())
         service = build_service(plan, records, engine=None, upstreams={}, decompressor=decompressor)
         receiver = GrpcReceiver(
-            plan.config.receivers.grpc, service=lambda: service, gate=lambda: plan.gate, spool=records.spool
+            plan.config.receivers.grpc, service=lambda: service, gate=lambda: door.gate, spool=records.spool
         )
         closing.callback(receiver.drain, 5.0)
         address = receiver.start()
-        yield Door(Site(tmp_path, site.hospital, site.tokens), config, records, receiver, address)
+        door = Door(Site(tmp_path, site.hospital, site.tokens), config, records, receiver, address)
+        yield door
 
 
 def begin(route: str = "open", size_hint: int = 0) -> pb.ProtectChunk:
@@ -200,7 +203,55 @@ def test_a_flood_of_strangers_leaves_a_bounded_number_of_records(door: Door) -> 
     for _ in range(150):
         with pytest.raises(grpc.RpcError):
             door.stub.Protect(pb.ProtectRequest())
-    assert 60 <= len(door.recorded("refused")) <= 120  # the minute may turn once meanwhile
+    assert 60 <= len(door.recorded("refused")) <= 121  # the minute may turn once meanwhile
+    door.receiver.drain(5.0)
+    summed = [body for body in door.recorded("refused") if body["error"] == "Repeated"]
+    told = sum(int(str(body["detail"]).split()[0]) for body in summed)
+    assert told + len(door.recorded("refused")) - len(summed) == 150
+
+
+@pytest.mark.parametrize("source", ["auditor", "administrator"])
+def test_a_known_caller_without_the_role_is_refused_and_recorded(door: Door, source: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        door.protect(CT, source=source)
+    assert refused(caught) == (STATUS.PERMISSION_DENIED, "this caller has no role that may do that")
+    record = door.recorded("refused")[-1]
+    assert (record["error"], record["source"]) == ("NotPermitted", source)
+
+
+def test_a_stream_begun_before_a_reload_has_the_rights_of_after_it(door: Door) -> None:
+    begun, reloaded = threading.Event(), threading.Event()
+
+    def parts() -> Iterator[pb.ProtectChunk]:
+        yield begin()
+        yield data(CT)
+        begun.set()
+        reloaded.wait(20)
+        yield END
+
+    call = door.stub.ProtectStream.future(parts(), metadata=door.token("scanner"), timeout=30)
+    assert begun.wait(10)
+    sources = Config.load(door.config).sources
+    door.gate = Gate([source for source in sources if source.name != "scanner"])
+    reloaded.set()
+
+    assert call.exception().code() is STATUS.UNAUTHENTICATED
+    assert not door.recorded("decided")
+
+
+def test_a_stranger_is_refused_before_anything_of_its_message_has_come(door: Door) -> None:
+    silent = door.channel.stream_unary("/scanward.v1.ProtectionGateway/Protect")
+
+    with pytest.raises(grpc.RpcError) as caught:
+        silent(_nothing(threading.Event()), timeout=30)
+
+    assert caught.value.code() is STATUS.UNAUTHENTICATED
+
+
+def _nothing(until: threading.Event) -> Iterator[bytes]:
+    """A message that does not come."""
+    until.wait(5)
+    yield from ()
 
 
 @pytest.mark.parametrize("route", ["Open", "nowhere", "../open"])

@@ -6,7 +6,6 @@ import pytest
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.receivers.receiver import Role
 from gateway.receivers.wire import coarse, sentence, to_wire
 from gateway.reply import Prediction, Receipt, Reply
 from gateway.verdict import Disposition, Verdict
@@ -38,7 +37,7 @@ def reply(
 
 
 def test_a_submitter_sees_the_disposition_coarse_reasons_and_the_receipt() -> None:
-    wire = to_wire(reply(), Role.SUBMIT)
+    wire = to_wire(reply(), findings=False)
 
     assert wire.disposition == pb.DISPOSITION_REJECT
     assert list(wire.reasons) == ["signature", "suspect"]
@@ -47,13 +46,13 @@ def test_a_submitter_sees_the_disposition_coarse_reasons_and_the_receipt() -> No
 
 
 def test_no_statistic_and_no_detector_reaches_a_submitter() -> None:
-    sent = to_wire(reply(), Role.SUBMIT).SerializeToString()
+    sent = to_wire(reply(), findings=False).SerializeToString()
     for secret in (b"uad", b"twins", b"MAC", b"mac_mismatch", b"p-value"):
         assert secret not in sent
 
 
 def test_a_reviewer_sees_exact_reasons_and_findings() -> None:
-    wire = to_wire(reply(), Role.REVIEW)
+    wire = to_wire(reply(), findings=True)
 
     assert list(wire.reasons) == ["mac_mismatch", "suspect"]
     assert [finding.stage for finding in wire.findings] == ["signature", "detection"]
@@ -63,14 +62,14 @@ def test_a_reviewer_sees_exact_reasons_and_findings() -> None:
 
 
 def test_the_prediction_keeps_the_order_of_the_classes() -> None:
-    wire = to_wire(reply(Disposition.ADMIT, (), PREDICTION, ()), Role.SUBMIT)
+    wire = to_wire(reply(Disposition.ADMIT, (), PREDICTION, ()), findings=False)
 
     assert wire.prediction.label == "nodule"
     assert [(score.name, score.score) for score in wire.prediction.scores] == [("clear", 0.25), ("nodule", 0.75)]
 
 
 def test_without_a_prediction_the_field_is_absent() -> None:
-    assert not to_wire(reply(), Role.SUBMIT).HasField("prediction")
+    assert not to_wire(reply(), findings=False).HasField("prediction")
 
 
 @pytest.mark.parametrize("reason", [*Reason, *GatewayReason])
@@ -81,7 +80,7 @@ def test_every_reason_has_one_of_four_coarse_words(reason: Reason | GatewayReaso
 def test_equal_coarse_reasons_are_told_once() -> None:
     """Their number would say which of the detectors' failures it was."""
     twice = reply(reasons=(GatewayReason.TIMEOUT, GatewayReason.DETECTOR_ERROR))
-    assert list(to_wire(twice, Role.SUBMIT).reasons) == ["unexaminable"]
+    assert list(to_wire(twice, findings=False).reasons) == ["unexaminable"]
 
 
 @pytest.mark.parametrize(
