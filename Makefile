@@ -6,11 +6,17 @@ STAMP := $(VENV)/.installed
 BUF := @bufbuild/buf@1.75.0
 NPM_DIR := .cache/npm
 SYSTEM_PACKAGES := dcmtk softhsm2
+PEERS := .cache/peers
 MINUTES ?= 3
 OUT ?= .
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& echo $$name && break; done)
+
+# Triton's Python stub takes the distribution's Python, not one built by hand.
+PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON); do \
+	$$name -c 'import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
@@ -40,10 +46,16 @@ system: ## Install what tests compare with: DCMTK, and SoftHSM for keys in hardw
 		echo "not installed: $(SYSTEM_PACKAGES), or one of them; the tests that need it are skipped, by name." >&2; \
 	fi
 
+$(PEERS)/%/.installed: tests/peers/%.txt
+	@echo "installing $* into an environment of its own"
+	@$(PEER_PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -qq --requirement $<
+	@touch $@
+
 demo: install ## Start a gateway on this machine and show it at work
 	@$(BIN)/scanward demo
 
-test: install system ## Run every test
+test: install system $(PEERS)/tritonclient/.installed ## Run every test
 	@$(BIN)/python -m pytest
 
 lint: install ## Check format, style, types, imports, interface definitions

@@ -35,6 +35,7 @@ from gateway.stages.detection import DetectionStage
 from gateway.stages.preprocess import PreprocessStage
 from gateway.stages.signature import SignatureStage
 from gateway.stages.stage import Stage
+from gateway.stages.tensor import BareTensorStage, TensorImageStage
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
@@ -249,6 +250,8 @@ def build_service(
             ServicePolicy(policy),
             upstreams[configured.model] if configured.model and configured.upstream == "embedded" else None,
             _digests_of(plan, name, policy),
+            plan.models[configured.model].profile if configured.model is not None else None,
+            _tensors(plan, name, stages, records.metrics),
         )
     return ProtectionService(
         routes,
@@ -299,6 +302,16 @@ def _stages(
     if grey_p is None:
         return stages
     return (*stages, DenoisingStage(model.profile, false_positive_rate=rate, grey_p=grey_p))
+
+
+def _tensors(plan: Plan, route: str, stages: tuple[Stage, ...], metrics: Metrics) -> Pipeline | None:
+    """The pipeline of bare tensors: other first stages, the same detectors."""
+    configured = plan.config.routes[route]
+    if configured.model is None:
+        return None
+    model, trust = plan.models[configured.model], plan.trusts[configured.trust].trust
+    first = (BareTensorStage(trust.policy.required_profile, metrics), TensorImageStage(model.name, model.profile))
+    return Pipeline((*first, *stages[len(first) :]), metrics)
 
 
 def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:

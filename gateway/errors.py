@@ -17,6 +17,8 @@ class GatewayError(Exception):
     """Root of the gateway's errors; `permanent` says whether the same call will fail again."""
 
     permanent = False
+    retry_after_s: float | None = None
+    """When the same call may be worth repeating, where that is known."""
 
 
 class ScanError(GatewayError):
@@ -31,6 +33,10 @@ class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
 
 class UpstreamError(GatewayError):
     """The protected model failed or did not answer in time; the verdict stands, the prediction is missing."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class AuditError(GatewayError):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from signing import DicomError, Elements, Limits, read
 from signing.hashed import Hashed
@@ -44,6 +48,8 @@ class Scan:
     source: Source
     elements: Elements | None
     defect: DicomError | None
+    tensor: NDArray[np.float32] | None = None
+    """As it came, of any shape: a model's input that came bare, without an object; `data` is its .npy file."""
 
     @classmethod
     def receive(
@@ -68,6 +74,16 @@ class Scan:
             defect = error.with_traceback(None)
             defect.__cause__ = defect.__context__ = None
         return cls(view, digest, route, receiver, source, elements, defect)
+
+    @classmethod
+    def of_tensor(cls, tensor: NDArray[np.float32], *, route: str, receiver: str, source: Source) -> Scan:
+        """A bare tensor as a scan: its bytes are those of the file that `numpy.save` makes of it, digest included."""
+        file = io.BytesIO()
+        np.lib.format.write_array(file, np.ascontiguousarray(tensor, "<f4"), version=(1, 0), allow_pickle=False)
+        data = file.getbuffer().toreadonly()
+        digest = hashlib.sha256(data).hexdigest()
+        values = np.frombuffer(data, "<f4", offset=len(data) - tensor.nbytes).reshape(tensor.shape)
+        return cls(data, digest, route, receiver, source, None, None, values)
 
     @property
     def modality(self) -> str:

@@ -15,6 +15,7 @@ from gateway.errors import GatewayError, ScanError, UpstreamError
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy import ServicePolicy
+from gateway.profile import Profile
 from gateway.receipt import Notary
 from gateway.reply import Consequence, Reply
 from gateway.scan import Scan
@@ -33,6 +34,18 @@ class Route:
     policy: ServicePolicy
     upstream: Upstream | None
     digests: Digests
+    profile: Profile | None = None
+    """What the route's model takes and gives; None where it has no model."""
+    tensors: Pipeline | None = None
+    """Examines a model's input that came bare; None where the route takes none."""
+
+    def pipeline_for(self, scan: Scan) -> Pipeline:
+        """The pipeline for objects or for bare tensors; raises ScanError where the route takes no tensors."""
+        if scan.tensor is None:
+            return self.pipeline
+        if self.tensors is None:
+            raise ScanError("this route takes no bare tensors: it has no model")
+        return self.tensors
 
 
 class ProtectionService:
@@ -61,16 +74,17 @@ class ProtectionService:
         """Examine one scan, admit it or not, and leave a signed record.
 
         Raises:
-            ScanError: there is no such route.
+            ScanError: there is no such route, or it takes no bare tensors.
             UpstreamError: the scan was admitted, but the protected model did not answer.
             AuditError: a record could not be made durable; nothing was answered.
         """
         started = time.perf_counter()
-        route = self._route_of(scan)
+        route = self.route(scan.route)
+        pipeline = route.pipeline_for(scan)
         with self._ledger.turn(scan, route.digests, deadline) as turn:
             if (earlier := turn.earlier) is not None:  # (0) same bytes, same answer
                 return earlier
-            case = route.pipeline.run(Case(scan, self._clock(), route.digests), deadline)  # (1) examine
+            case = pipeline.run(Case(scan, self._clock(), route.digests), deadline)  # (1) examine
             verdict = route.policy.decide(case.findings)  # (2) decide
             self._audit.append(Decided.of(case, verdict)).result()  # (3) record: durable before anything leaves
             consequence = self._carry_out(route, case, verdict, deadline)  # (4) ask the model, hold, or refuse
@@ -85,9 +99,10 @@ class ProtectionService:
         """Record a call that could not become a scan (too large, cut off, no such route); returns its place."""
         return self._audit.append(Refused.of(error, receiver=receiver, source=source)).result()
 
-    def _route_of(self, scan: Scan) -> Route:
+    def route(self, name: str) -> Route:
+        """The route of that name; raises ScanError where there is none."""
         try:
-            return self._routes[scan.route]
+            return self._routes[name]
         except KeyError:
             raise ScanError("there is no such route") from None
 

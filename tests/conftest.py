@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SKIPS = ("needs shared data",)
 """How the reason of an allowed skip starts: real scans are not part of the source tree."""
 
-SKIPS_AT_A_DESK = (*SKIPS, "needs dcmtk", "needs dcmsign", "needs softhsm")
+SKIPS_AT_A_DESK = (*SKIPS, "needs dcmtk", "needs dcmsign", "needs softhsm", "needs tritonclient")
 """Without the right to install system packages these may be missing; on a build machine (CI=true) they may not."""
 
 

@@ -18,6 +18,9 @@ from gateway.receivers.receiver import ANONYMOUS, CutOff, NotPermitted, Refusals
 from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata by which gRPC's own retry policy waits (gRFC A6)."""
+
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _admission: ContextVar[Admission] = ContextVar("admission")
@@ -102,6 +105,8 @@ class Calls:
         told = None
         if isinstance(error, UpstreamError | AuditError):  # the first is on record already, the second cannot be
             _log.warning("call_failed", receiver=self._receiver, source=source, error=type(error).__name__)
+            if error.retry_after_s is not None:
+                context.set_trailing_metadata(((PUSHBACK, str(int(1000 * error.retry_after_s))),))
             context.abort(status_of(error).grpc, str(error))
         if isinstance(error, grpc.RpcError):
             error = CutOff("the call ended before the stream did")

@@ -10,10 +10,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, ScanError
+from gateway.receivers import kserve
 from gateway.receivers.calls import Calls, current_caller
 from gateway.receivers.doorkeeper import Doorkeeper
 from gateway.receivers.identity import Gate
@@ -44,14 +46,19 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
     """Converts a call into a scan, has it protected, and converts the reply back."""
 
     def __init__(
-        self, config: GrpcConfig, service: Callable[[], ProtectionService], spool: Spool, calls: Calls
+        self,
+        config: GrpcConfig,
+        service: Callable[[], ProtectionService],
+        spool: Spool,
+        calls: Calls,
+        inflation: Inflation,
     ) -> None:
         """`service` is asked for at each call, so that a reload reaches the next call whole."""
         self._config = config
         self._service = service
         self._spool = spool
         self._calls = calls
-        self._inflation = Inflation()
+        self._inflation = inflation
 
     def Protect(self, request: pb.ProtectRequest, context: grpc.ServicerContext) -> pb.ProtectReply:  # noqa: N802
         """Examine an object that came in one message."""
@@ -131,6 +138,7 @@ class GrpcReceiver:
             lambda error, source: service().refuse(error, receiver=RECEIVER, source=source),
             call_s_max=config.call_s_max,
         )
+        inflation = Inflation()
         self._server = grpc.server(
             self._pool,
             interceptors=[Doorkeeper(gate, calls)],
@@ -140,11 +148,16 @@ class GrpcReceiver:
             ],
             maximum_concurrent_rpcs=config.concurrent_calls_max,
         )
-        rpc.add_ProtectionGatewayServicer_to_server(ScanServicer(config, service, spool, calls), self._server)
+        rpc.add_ProtectionGatewayServicer_to_server(
+            ScanServicer(config, service, spool, calls, inflation), self._server
+        )
+        inference = kserve.InferenceServicer(service, calls, inflation, lambda: self._is_ready)
+        inference_rpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
-            reflection.enable_server_reflection((_GATEWAY, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+            names = (_GATEWAY, kserve.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         self.ready(False)
 
     def start(self) -> str:
@@ -164,8 +177,9 @@ class GrpcReceiver:
 
     def ready(self, ready: bool) -> None:
         """Say by the health service whether calls should come here; the process lives either way."""
+        self._is_ready = ready
         words = health_pb2.HealthCheckResponse
-        for name in (READY, _GATEWAY):
+        for name in (READY, _GATEWAY, kserve.SERVICE):
             self._health.set(name, words.SERVING if ready else words.NOT_SERVING)
 
     def drain(self, seconds: float) -> None:

@@ -33,6 +33,12 @@ METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
     {
         "/scanward.v1.ProtectionGateway/Protect": _SUBMIT,
         "/scanward.v1.ProtectionGateway/ProtectStream": _SUBMIT,
+        "/inference.GRPCInferenceService/ModelInfer": _SUBMIT,
+        "/inference.GRPCInferenceService/ModelMetadata": KNOWN,
+        "/inference.GRPCInferenceService/ModelReady": KNOWN,
+        "/inference.GRPCInferenceService/ServerLive": ANYBODY,
+        "/inference.GRPCInferenceService/ServerMetadata": KNOWN,
+        "/inference.GRPCInferenceService/ServerReady": ANYBODY,
         "/grpc.health.v1.Health/Check": ANYBODY,
         "/grpc.health.v1.Health/List": KNOWN,
         "/grpc.health.v1.Health/Watch": KNOWN,

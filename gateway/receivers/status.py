@@ -22,6 +22,8 @@ class Status:
     """RFC 9110; for STOW-RS the status of the instance (PS3.18 10.5.3)."""
     dimse: int
     """C-STORE response status: PS3.4 B.2.3 (A7xx, Cxxx), PS3.7 annex C (0110, 0124)."""
+    inference: grpc.StatusCode | None = None
+    """Of a call that asks for a prediction (KServe v2), where it is not `grpc`."""
 
 
 _SUCCESS = 0x0000
@@ -34,13 +36,14 @@ _REFUSED_BY_POLICY = 0xC001
 
 # A held scan is a success on every door: it is durable, and many senders drop the rest of the study when one
 # instance is refused. A rejected scan is kept nowhere, so no door may call it stored; `Protect` alone answers OK,
-# because there the question was "what is your verdict", and it was answered.
+# because there the question was "what is your verdict", and it was answered. Where a prediction was
+# asked for, none is given.
 VERDICTS: Mapping[Disposition, Status] = MappingProxyType(
     {
         Disposition.ADMIT: Status(grpc.StatusCode.OK, 200, _SUCCESS),
         Disposition.ADMIT_DENOISED: Status(grpc.StatusCode.OK, 200, _SUCCESS),
-        Disposition.QUARANTINE: Status(grpc.StatusCode.OK, 202, _SUCCESS),
-        Disposition.REJECT: Status(grpc.StatusCode.OK, 409, _REFUSED_BY_POLICY),
+        Disposition.QUARANTINE: Status(grpc.StatusCode.OK, 202, _SUCCESS, grpc.StatusCode.FAILED_PRECONDITION),
+        Disposition.REJECT: Status(grpc.StatusCode.OK, 409, _REFUSED_BY_POLICY, grpc.StatusCode.FAILED_PRECONDITION),
     }
 )
 

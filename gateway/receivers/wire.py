@@ -24,16 +24,20 @@ _DISPOSITION = {
 
 def to_wire(reply: Reply, *, findings: bool) -> pb.ProtectReply:
     """The reply as a caller may see it; `findings`: with them and with exact reasons (architecture 5.2)."""
-    reasons = reply.verdict.reasons
     return pb.ProtectReply(
         scan_sha256=reply.scan_sha256,
         disposition=_DISPOSITION[reply.verdict.disposition],
-        reasons=reasons if findings else dict.fromkeys(coarse(reason) for reason in reasons),
+        reasons=reasons_of(reply, exact=findings),
         prediction=_prediction(reply.prediction) if reply.prediction is not None else None,
         receipt=reply.receipt.envelope,
         log_index=reply.place,
         findings=[_finding(finding) for finding in reply.findings] if findings else (),
     )
+
+
+def reasons_of(reply: Reply, *, exact: bool) -> list[str]:
+    """Why it is not a plain admission; `exact` for whoever may see findings."""
+    return list(dict.fromkeys(str(reason) if exact else coarse(reason) for reason in reply.verdict.reasons))
 
 
 def coarse(reason: Reason | GatewayReason) -> str:

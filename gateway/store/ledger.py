@@ -188,6 +188,7 @@ def _open(path: Path) -> sqlite3.Connection:
 def _key(scan: Scan, digests: Digests) -> bytes:
     document = {
         "scan": scan.sha256,
+        "bare": scan.tensor is not None,  # a tensor's file, sent as an object, is another question
         "route": scan.route,
         "source": asdict(scan.source),
         "digests": asdict(digests),

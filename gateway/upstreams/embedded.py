@@ -61,6 +61,11 @@ class EmbeddedUpstream:
         """The configured name."""
         return self._name
 
+    @property
+    def ready(self) -> bool:
+        """It was asked once when it was loaded, and it is in this process."""
+        return True
+
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
         """See `upstream.Upstream.predict`."""
         started = time.perf_counter()

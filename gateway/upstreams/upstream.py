@@ -17,6 +17,10 @@ class Upstream(Protocol):
     def name(self) -> str:
         """The configured name, as in metrics."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it may be expected to answer now; asks nobody."""
+
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction | None:
         """Ask the model about what was admitted: the image, or its denoised form.
 
