@@ -44,9 +44,20 @@ class Addresses:
 class GatewayProcess:
     """`scanward serve` on a configuration, as a user would start it; stopped when the `with` block is left."""
 
-    def __init__(self, config: Path, *, log: Path | None = None, environment: dict[str, str] | None = None) -> None:
-        """`log`: gets stderr; without it a file that goes away. `environment` adds to this process's own."""
+    def __init__(
+        self,
+        config: Path,
+        *,
+        log: Path | None = None,
+        environment: dict[str, str] | None = None,
+        under: Sequence[str] = (),
+    ) -> None:
+        """`log`: gets stderr; without it a file that goes away. `environment` adds to this process's own.
+
+        `under`: a command that becomes the gateway, such as one that confines it first.
+        """
         self._config = config
+        self._under = under
         self._log_path = log
         self._environment = {**os.environ, **(environment or {})}
         self._log: IO[bytes] | None = None
@@ -57,7 +68,7 @@ class GatewayProcess:
         self._log = self._log_path.open("ab+") if self._log_path else tempfile.TemporaryFile()
         with tempfile.TemporaryDirectory() as directory:
             ready = Path(directory, "ready.json")
-            command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(self._config)]
+            command = [*self._under, sys.executable, "-m", "gateway.cli", "serve", "--config", str(self._config)]
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [*command, "--ready-file", str(ready)], stdout=self._log, stderr=self._log, env=self._environment
             )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +15,18 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-SKIPS = ("needs shared data",)
-"""How the reason of an allowed skip starts: real scans are not part of the source tree."""
+SKIPS = ("needs shared data", "needs kubectl")
+"""How the reason of an allowed skip starts: real scans are not part of the source tree, nor kubectl of Debian."""
 
-SKIPS_AT_A_DESK = (*SKIPS, "needs dcmtk", "needs dcmsign", "needs softhsm", "needs tritonclient")
+SKIPS_AT_A_DESK = (
+    *SKIPS,
+    "needs dcmtk",
+    "needs dcmsign",
+    "needs prometheus",
+    "needs softhsm",
+    "needs systemd",
+    "needs tritonclient",
+)
 """Without the right to install system packages these may be missing; on a build machine (CI=true) they may not."""
 
 
@@ -49,3 +60,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_unlisted(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def kept_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The small hospital that `scanward demo --keep` leaves, and what it printed; made once, to be looked at."""
+    directory = tmp_path_factory.mktemp("demo") / "hospital"
+    command = [sys.executable, "-m", "gateway.cli", "demo", "--keep", str(directory), "--json"]
+    return directory, subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)

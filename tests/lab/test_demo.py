@@ -7,20 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from lab.demo.rows import ROWS
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    directory = tmp_path_factory.mktemp("demo") / "hospital"
-    command = [sys.executable, "-m", "gateway.cli", "demo", "--keep", str(directory), "--json"]
-    return directory, subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-
-
-def test_every_row_is_answered_as_it_must_be(kept) -> None:
-    _, finished = kept
+def test_every_row_is_answered_as_it_must_be(kept_demo) -> None:
+    _, finished = kept_demo
     document = json.loads(finished.stdout)
     wrong = [row for row in document["rows"] if not row["ok"]]
     assert not wrong
@@ -31,24 +22,24 @@ def test_every_row_is_answered_as_it_must_be(kept) -> None:
     assert document["audit"]["verified"]
 
 
-def test_the_undefended_model_is_fooled_where_the_demo_says_so(kept) -> None:
-    rows = {row["name"]: row for row in json.loads(kept[1].stdout)["rows"]}
+def test_the_undefended_model_is_fooled_where_the_demo_says_so(kept_demo) -> None:
+    rows = {row["name"]: row for row in json.loads(kept_demo[1].stdout)["rows"]}
     for name in ("unsigned-adversarial", "signed-adversarial"):
         assert rows[name]["p_value"] <= 0.01
         assert rows[name]["diagnosis"] is None
     assert 0.01 < rows["grey-zone"]["p_value"] <= 0.05
 
 
-def test_its_pictures_are_there(kept) -> None:
-    images = [Path(image) for image in json.loads(kept[1].stdout)["images"]]
+def test_its_pictures_are_there(kept_demo) -> None:
+    images = [Path(image) for image in json.loads(kept_demo[1].stdout)["images"]]
     assert len(images) == 3
     assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
 
 
-def test_what_it_leaves_can_be_served_again(kept) -> None:
-    command = [sys.executable, "-m", "gateway.cli", "check-config", str(kept[0] / "scanward.toml")]
+def test_what_it_leaves_can_be_served_again(kept_demo) -> None:
+    command = [sys.executable, "-m", "gateway.cli", "check-config", str(kept_demo[0] / "scanward.toml")]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
-    assert {path.stem for path in (kept[0] / "scans").iterdir()} == {row.name for row in ROWS}
+    assert {path.stem for path in (kept_demo[0] / "scans").iterdir()} == {row.name for row in ROWS}
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
