@@ -93,7 +93,9 @@ class App:
             self._serve(plan, records, decompressor)  # (3) (4)
             metrics_address = closing.enter_context(_serving(records.metrics, plan.config.metrics.address))
             grpc = plan.config.receivers.grpc
-            receiver = GrpcReceiver(grpc, service=self._service, gate=self._gate, spool=records.spool)
+            receiver = GrpcReceiver(
+                grpc, service=self._service, gate=self._gate, spool=records.spool, throttle=records.throttle
+            )
             closing.callback(receiver.drain, grpc.drain_s_max)
             addresses = {"grpc": receiver.start(), "http": None, "metrics": metrics_address}  # (5)
             receiver.ready(True)
@@ -117,6 +119,7 @@ class App:
         settings = sha256(plan.config.model_dump_json().encode()).hexdigest()
         records.audit.append(Started(settings, version(DISTRIBUTION))).result()
         self._served = Served(plan, engine, upstreams, service)
+        records.throttle.configure(plan.config.limits)
         _say_age(records.metrics, plan)
         _log.info("serving", config_sha256=settings, count=len(plan.config.routes))
         if before is not None and before.engine is not None and not kept:

@@ -24,6 +24,7 @@ from gateway.pipeline import Pipeline
 from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy
 from gateway.protected import ProtectedModel
+from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.receivers.identity import Gate
 from gateway.service import ProtectionService, Route
@@ -40,6 +41,7 @@ from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
 from gateway.store.spool import Spool
+from gateway.throttle import Throttle
 from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.upstreams.upstream import Upstream
 from signing import Trust, TrustError, TrustPolicy
@@ -151,6 +153,8 @@ class Records:
     quarantine: Quarantine
     spool: Spool
     notary: Notary
+    throttle: Throttle
+    queries: QueryWatch
 
     @classmethod
     def open(cls, plan: Plan) -> Self:
@@ -190,6 +194,8 @@ class Records:
                     bytes_max_total=storage.spool_bytes_max,
                 ),
                 Notary(keys.receipt),
+                Throttle(plan.config.limits, threads=plan.config.receivers.grpc.threads),
+                QueryWatch(),
             )
         except ConfigError:
             audit.close()
@@ -260,6 +266,8 @@ def build_service(
         quarantine=records.quarantine,
         notary=records.notary,
         metrics=records.metrics,
+        throttle=records.throttle,
+        queries=records.queries,
         clock=lambda: datetime.now(UTC),
     )
 

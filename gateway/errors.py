@@ -30,6 +30,12 @@ class ScanError(GatewayError):
 class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
     """A queue, a byte budget or the disk is full; the sender may repeat the call later."""
 
+    retry_after_s: float
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class UpstreamError(GatewayError):
     """The protected model failed or did not answer in time; the verdict stands, the prediction is missing."""

@@ -78,6 +78,12 @@ class Metrics:
         self._unsafe = Counter(
             "scanward_unsafe_admissions", "Scans admitted only by an unsafe setting", ["setting"], registry=registry
         )
+        self._query_alarms = Counter(
+            "scanward_query_alarms",
+            "Times that many scans of a source looked like one of its held scans",
+            ["source"],
+            registry=registry,
+        )
         self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
         self._replay_rows = Gauge(
             "scanward_replay_ledger_rows", "Instances remembered with who signed them", registry=registry
@@ -89,6 +95,9 @@ class Metrics:
             registry=registry,
         )
         self._revocation_of: frozenset[str] = frozenset()
+        self._of_itself(registry)
+
+    def _of_itself(self, registry: CollectorRegistry) -> None:
         age = Gauge(
             "scanward_audit_checkpoint_age_seconds",
             "Seconds since the last signed checkpoint of the audit log; NaN before the first",
@@ -121,6 +130,10 @@ class Metrics:
         """Count one examined signature under the trust policy's required profile."""
         label = profile if profile in SIGNATURE_PROFILES else "other"
         self._signatures.labels(str(outcome), str(reason), label).inc()
+
+    def query_alarm(self, source: str) -> None:
+        """Count one alarm; `source` is its configured name."""
+        self._query_alarms.labels(source).inc()
 
     def upstream(self, upstream: str, outcome: str, seconds: float) -> None:
         """Time one call of the protected model; `upstream` is its configured name, `outcome` `ok` or an error's."""

@@ -15,6 +15,9 @@ from signing.hashed import Hashed
 MODALITIES = frozenset({"CR", "CT", "DX", "IO", "MG", "MR", "NM", "OP", "OPT", "PT", "RF", "RG", "US", "XA", "XC"})
 """Defined terms of Modality (PS3.3 C.7.3.1.1.1) that may become a metric label; anything else is `other`."""
 
+ANONYMOUS = "anonymous"
+"""Name of the source of a call whose sender is not known; no source of the configuration may have it."""
+
 _MODALITY = 0x00080060
 _SOP_INSTANCE_UID = 0x00080018
 
@@ -29,6 +32,13 @@ class Source:
     """An enrolled source signs all it sends: an unsigned scan from it has been stripped."""
     calling_ae: str | None = None
     tls_subject: str | None = None
+    person: str | None = None
+    """Who of a source that stands for several it is, as an identity provider names them; never a patient."""
+
+    @property
+    def identity(self) -> str:
+        """The one caller: limits, fairness and a second pair of eyes go by this, not by the name."""
+        return self.name if self.person is None else f"{self.name}/{self.person}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from typing import IO, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from gateway.settings.limits import LimitsConfig
 from signing.testing import Hospital
 
 START_S_MAX = 180.0
@@ -181,9 +182,17 @@ class Site:
             f"enrolled = {str(name == 'enrolled').lower()}\nroutes = {names}\n"
             for name, roles in _SOURCES.items()
         )
-        (directory / "scanward.toml").write_text(_CONFIGURATION + tables + "\n" + sources)
+        (directory / "scanward.toml").write_text(
+            _CONFIGURATION.replace("LIMITS", _inline(WIDE_LIMITS)) + tables + "\n" + sources
+        )
         return cls(directory, hospital, tokens)
 
+
+WIDE_LIMITS = LimitsConfig(
+    scans_per_s=1e6, scans_burst=1_000_000, bytes_per_s=1e12, bytes_burst=1 << 40,
+    holds_per_hour=1e9, holds_burst=1_000_000, calls_share=1.0, spool_share=1.0,
+)  # fmt: skip
+"""Limits that no test reaches that does not mean to."""
 
 _SOURCES = {
     "scanner": ["submit"],
@@ -218,6 +227,8 @@ policy = "unsafe_admit.toml"
 roots = ["pki/root.pem"]
 intermediates = ["pki/intermediate.pem"]
 crls = ["pki/root.crl", "pki/intermediate.crl"]
+[limits]
+default = LIMITS
 [policy]
 indeterminate = "quarantine"
 unexaminable = "quarantine"
@@ -229,6 +240,11 @@ upstream = "none"
 trust = "open"
 upstream = "none"
 """
+
+
+def _inline(table: LimitsConfig) -> str:
+    """As a TOML inline table."""
+    return "{ " + ", ".join(f"{key} = {value}" for key, value in table.model_dump().items()) + " }"
 
 
 def write_keys(directory: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from gateway import documents
 from gateway.case import Case
 from gateway.errors import GatewayError
+from gateway.queries import QueryAlarm
 from gateway.reply import Receipt
 from gateway.verdict import Verdict
 
@@ -54,7 +55,7 @@ class Decided(_Facts):
     route: str
     receiver: str
     source: str
-    """Configured name of the source; what it called itself is not recorded."""
+    """Configured name of the source, and who of it where an identity provider says so."""
     enrolled: bool
     disposition: str
     reasons: tuple[str, ...]
@@ -77,7 +78,7 @@ class Decided(_Facts):
             received_at=_rfc3339(case.received_at),
             route=scan.route,
             receiver=scan.receiver,
-            source=scan.source.name,
+            source=scan.source.identity,
             enrolled=scan.source.enrolled,
             disposition=verdict.disposition.label,
             reasons=tuple(str(reason) for reason in verdict.reasons),
@@ -137,6 +138,25 @@ class Refused(_Facts):
     def of(cls, error: GatewayError, *, receiver: str, source: str) -> Refused:
         """The record of one call that was turned away at the door."""
         return cls(receiver, source, type(error).__name__, str(error)[:_DETAIL_MAX])
+
+
+@dataclass(frozen=True, slots=True)
+class Alarmed(_Facts):
+    """Many scans of one source look like one of its scans that was held; it changes no verdict."""
+
+    kind: ClassVar[str] = "alarmed"
+
+    scan_sha256: str
+    """The scan that was one too many."""
+    source: str
+    held_sha256: str
+    """The scan that they look like."""
+    count: int
+
+    @classmethod
+    def of(cls, case: Case, alarm: QueryAlarm) -> Alarmed:
+        """The record of one alarm."""
+        return cls(case.scan.sha256, case.scan.source.identity, alarm.held_sha256, alarm.count)
 
 
 @dataclass(frozen=True, slots=True)

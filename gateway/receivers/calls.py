@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -9,14 +10,21 @@ from typing import NoReturn, TypeVar
 
 import grpc
 import structlog
+from google.rpc import error_details_pb2, status_pb2
 
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, GatewayError, UpstreamError
+from gateway.errors import AuditError, GatewayError, Overloaded, UpstreamError
 from gateway.receivers.identity import Caller, Credentials, Gate
 from gateway.receivers.patience import Patience
-from gateway.receivers.receiver import ANONYMOUS, CutOff, NotPermitted, Refusals
+from gateway.receivers.receiver import CutOff, NotPermitted, Refusals
 from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
+from gateway.scan import ANONYMOUS, Source
+from gateway.throttle import Throttle
+
+_PUSHBACK_S_MAX = 10.0
+_STRANGER_S_MAX = 5.0
+"""For a call that needs no credentials: an orchestrator's question is one packet."""
 
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata by which gRPC's own retry policy waits (gRFC A6)."""
@@ -48,20 +56,24 @@ class Admission:
         self._shown = shown
         self._roles = roles
         self.source = ANONYMOUS
-        """Name of the caller, as soon as it is known."""
+        """Who calls, as soon as it is known."""
 
-    def enter(self) -> None:
+    @property
+    def known(self) -> bool:
+        """Whether this method is for known callers."""
+        return self._roles is not None
+
+    def enter(self) -> Source:
         """Begin the call; raises `Unauthenticated` or `NotPermitted`."""
         _admission.set(self)  # stays for the thread: its next call overwrites it before anything can look
-        if self._roles is not None:
-            self.caller()
+        return self.caller().source if self.known else Source(ANONYMOUS)
 
     def caller(self) -> Caller:
         """See `current_caller`."""
         if self._roles is None:
             raise NotPermitted("nobody is known where anybody may call")
         found = self._gate().admit(self._shown)
-        self.source = found.source.name
+        self.source = found.source.identity
         found.require(self._roles)
         return found
 
@@ -69,12 +81,20 @@ class Admission:
 class Calls:
     """Runs the calls of one door."""
 
-    def __init__(self, receiver: str, refuse: Callable[[GatewayError, str], object], *, call_s_max: float) -> None:
+    def __init__(
+        self,
+        receiver: str,
+        refuse: Callable[[GatewayError, str], object],
+        *,
+        call_s_max: float,
+        throttle: Throttle,
+    ) -> None:
         """`refuse(error, source name)` records a call that was turned away; `call_s_max` bounds every call."""
         self._receiver = receiver
         self._refusals = Refusals(refuse)
-        self._patience = Patience(call_s_max)
+        self._patience = Patience()
         self._call_s_max = call_s_max
+        self.throttle = throttle
 
     def run(self, context: grpc.ServicerContext, work: Callable[[Deadline], T]) -> T:
         """Do one call's work within its time; what it raises becomes a status in the doorkeeper's hands."""
@@ -85,12 +105,13 @@ class Calls:
     @contextmanager
     def guarded(self, context: grpc.ServicerContext, admission: Admission) -> Iterator[None]:
         """Let the caller in, for the block; whatever the block raises ends the call with a status."""
-        with self._patience.with_call(context):
-            try:
-                admission.enter()
+        try:
+            sender = admission.enter()
+            seconds = self._call_s_max if admission.known else min(_STRANGER_S_MAX, self._call_s_max)
+            with self.throttle.call(sender), self._patience.with_call(context, seconds):
                 yield
-            except Exception as error:
-                self._end(context, error, admission.source)
+        except Exception as error:
+            self._end(context, error, admission.source)
 
     def close(self) -> None:
         """Record what was only counted."""
@@ -106,7 +127,7 @@ class Calls:
         if isinstance(error, UpstreamError | AuditError):  # the first is on record already, the second cannot be
             _log.warning("call_failed", receiver=self._receiver, source=source, error=type(error).__name__)
             if error.retry_after_s is not None:
-                context.set_trailing_metadata(((PUSHBACK, str(int(1000 * error.retry_after_s))),))
+                context.set_trailing_metadata(_try_again(error, error.retry_after_s))
             context.abort(status_of(error).grpc, str(error))
         if isinstance(error, grpc.RpcError):
             error = CutOff("the call ended before the stream did")
@@ -119,5 +140,21 @@ class Calls:
             self._refusals.refused(error, source)
         except AuditError as unrecorded:
             error, told = unrecorded, None
+        if isinstance(error, Overloaded):
+            context.set_trailing_metadata(_try_again(error, error.retry_after_s))
         context.abort(status_of(error).grpc, told or str(error))
         raise AssertionError("abort raises")
+
+
+def _try_again(error: GatewayError, seconds: float) -> tuple[tuple[str, str | bytes], ...]:
+    """When to come back: for people, for gRPC's own retries, and in its richer error model (google.rpc)."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(math.ceil(1000 * seconds))
+    status = status_pb2.Status(code=status_of(error).grpc.value[0], message=str(error))
+    status.details.add().Pack(info)
+    return (
+        ("retry-after", str(math.ceil(seconds))),
+        # Within a call a client waits a moment; beyond that it should hear the refusal, which a negative number says.
+        (PUSHBACK, str(math.ceil(1000 * seconds) if seconds <= _PUSHBACK_S_MAX else -1)),
+        ("grpc-status-details-bin", status.SerializeToString()),
+    )

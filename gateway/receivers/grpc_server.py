@@ -26,6 +26,7 @@ from gateway.scan import Scan
 from gateway.service import ProtectionService
 from gateway.settings.doors import GrpcConfig, TlsConfig
 from gateway.store.spool import Spool
+from gateway.throttle import Throttle
 from signing.hashed import Hashed
 
 RECEIVER = "grpc"
@@ -80,8 +81,11 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         first = next(parts, None)
         if first is None or first.WhichOneof("part") != "begin":
             raise ScanError("a stream starts with Begin")
-        route = current_caller().route(first.begin.route)
-        with self._spool.open(first.begin.size_hint) as writer:
+        sender = current_caller()
+        route = sender.route(first.begin.route)
+        self._calls.throttle.admit(sender.source)
+        share = self._calls.throttle.limits_of(sender.source).spool_share
+        with self._spool.open(first.begin.size_hint, owner=sender.source.identity, share=share) as writer:
             for part in parts:
                 kind = part.WhichOneof("part")
                 if kind == "end":
@@ -128,7 +132,13 @@ class GrpcReceiver:
     """The server with its ports, health, and the interceptor that nothing passes unknown."""
 
     def __init__(
-        self, config: GrpcConfig, *, service: Callable[[], ProtectionService], gate: Callable[[], Gate], spool: Spool
+        self,
+        config: GrpcConfig,
+        *,
+        service: Callable[[], ProtectionService],
+        gate: Callable[[], Gate],
+        spool: Spool,
+        throttle: Throttle,
     ) -> None:
         """Create the gRPC server; `service` and `gate` are asked for at each call. Fork nothing after this."""
         self._config = config
@@ -137,6 +147,7 @@ class GrpcReceiver:
             RECEIVER,
             lambda error, source: service().refuse(error, receiver=RECEIVER, source=source),
             call_s_max=config.call_s_max,
+            throttle=throttle,
         )
         inflation = Inflation()
         self._server = grpc.server(

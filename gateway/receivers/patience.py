@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -21,10 +21,7 @@ class Cancellable(Protocol):
 class Patience:
     """One thread that looks at all calls in progress, however many there are."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`seconds`: how long one call may take."""
-        self._seconds = seconds
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[int, tuple[float, Cancellable]] = {}
         self._stop = threading.Event()
@@ -32,10 +29,10 @@ class Patience:
         self._thread.start()
 
     @contextmanager
-    def with_call(self, call: Cancellable) -> Iterator[None]:
+    def with_call(self, call: Cancellable, seconds: float) -> Iterator[None]:
         """End `call` where it is still in this block after that long."""
         with self._lock:
-            self._calls[id(call)] = (self._clock() + self._seconds, call)
+            self._calls[id(call)] = (time.monotonic() + seconds, call)
         try:
             yield
         finally:
@@ -49,7 +46,7 @@ class Patience:
 
     def _look(self) -> None:
         while not self._stop.wait(_LOOK_S):
-            now = self._clock()
+            now = time.monotonic()
             with self._lock:
                 late = [call for until, call in self._calls.values() if until <= now]
             for call in late:

@@ -11,12 +11,10 @@ from typing import Protocol
 
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, Overloaded, ScanError
+from gateway.scan import ANONYMOUS
 from signing import DicomError
 from signing.dictionary import DEFLATED
 from signing.filemeta import read_file_meta
-
-ANONYMOUS = "anonymous"
-"""Name of the source in the record of a call whose sender is not known."""
 
 _RECORDS_PER_MINUTE_MAX = 60
 """Refusals of one source recorded one by one; the log would else grow as fast as anybody likes to knock."""

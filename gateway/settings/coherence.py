@@ -10,6 +10,10 @@ ARTEFACT_TRUST = "artefacts"
 """Name under [trust] that holds the artefact keys, so no trust policy may have it."""
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 """A name that is safe as a metric label, a log field and a file name."""
+DEFAULT = "default"
+"""Name under [limits] that holds for every caller without limits of its own."""
+RESERVED = frozenset({DEFAULT, "anonymous"})
+"""Names that no source may have: they stand for all others, and for nobody known."""
 
 _THREADS_PER_PLACE = 2
 """Handler threads for each place in the largest batch: one batch waits while the next one fills."""
@@ -17,7 +21,12 @@ _THREADS_PER_PLACE = 2
 
 def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
     """One sentence for each, led by its dotted key."""
-    return [*_model_mistakes(document), *_route_mistakes(document), *_source_mistakes(document)]
+    return [
+        *_model_mistakes(document),
+        *_route_mistakes(document),
+        *_source_mistakes(document),
+        *_limit_mistakes(document),
+    ]
 
 
 def _model_mistakes(document: dict[str, Any]) -> Iterator[str]:
@@ -82,6 +91,18 @@ def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:
         for place, route in enumerate(wanted if isinstance(wanted, list) else ()):
             if route not in routes:
                 yield f"sources.{index}.routes.{place}: there is no [routes.{route}]"
+
+
+def _limit_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    limits, sources = _table(document, "limits"), document.get("sources")
+    if limits and DEFAULT not in limits:
+        yield f"limits.{DEFAULT}: required, for every caller without limits of its own"
+    known = {str(each.get("name")) for each in (sources if isinstance(sources, list) else ()) if isinstance(each, dict)}
+    for name in known & RESERVED:
+        yield f"sources: the name {name!r} has a meaning of its own"
+    for name in limits:
+        if name != DEFAULT and name not in known:
+            yield f"limits.{name}: there is no source of that name"
 
 
 def _table(document: object, *keys: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from gateway.settings.coherence import mistakes_between_tables
 from gateway.settings.document import read, sentences
 from gateway.settings.doors import MetricsConfig, ReceiversConfig
 from gateway.settings.fields import Name, Table
+from gateway.settings.limits import LimitsConfig
 from gateway.settings.models import EngineConfig, ModelConfig
 from gateway.settings.policy import PolicyConfig
 from gateway.settings.routes import RouteConfig, SourceConfig
@@ -33,6 +34,8 @@ class Config(Table):
     policy: PolicyConfig
     routes: dict[Name, RouteConfig]
     sources: tuple[SourceConfig, ...]
+    limits: dict[Name, LimitsConfig]
+    """By source; those under "default" hold for all others."""
 
     @classmethod
     def load(cls, path: Path) -> Config:

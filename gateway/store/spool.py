@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -43,11 +43,16 @@ class Spool:
         self.bytes_max_per_object = bytes_max_per_object
         self._bytes_max_total = bytes_max_total
         self._lock = threading.Lock()
-        self._used = 0
-        self._released: deque[int] = deque()
+        self._used: Counter[str] = Counter()
+        self._released: deque[tuple[str, int]] = deque()
 
-    def open(self, size_hint: int = 0) -> SpoolWriter:
-        """A writer for one object; `size_hint` is the sender's claim, believed only where it condemns the object.
+    def open(self, size_hint: int = 0, *, owner: str = "", share: float = 1.0) -> SpoolWriter:
+        """A writer for one object.
+
+        Args:
+            size_hint: the sender's claim, believed only where it condemns the object.
+            owner: whose bytes they are.
+            share: of the whole budget, that one owner's objects may take.
 
         Raises:
             ScanError: the claim is over the largest object.
@@ -57,7 +62,7 @@ class Spool:
             raise ScanError(f"the object is larger than {self.bytes_max_per_object} bytes")
         if size_hint > self._bytes_max_total - self.bytes_used:
             raise Overloaded("the spool has no room for an object of this size")
-        return SpoolWriter(self)
+        return SpoolWriter(self, owner, int(share * self._bytes_max_total))
 
     @property
     def bytes_used(self) -> int:
@@ -65,21 +70,26 @@ class Spool:
         with self._lock:
             return self._settle()
 
-    def reserve(self, count: int) -> None:
-        """Take bytes from the budget; raises Overloaded where they are not there."""
+    def reserve(self, count: int, owner: str, owner_max: int) -> None:
+        """Take bytes from the budget and the owner's share of it; raises Overloaded where they are not there."""
         with self._lock:
             if self._settle() + count > self._bytes_max_total:
                 raise Overloaded("the spool is full")
-            self._used += count
+            if self._used[owner] + count > owner_max:
+                raise Overloaded("the spool holds as much of this caller as it may")
+            self._used[owner] += count
 
-    def release(self, count: int) -> None:
+    def release(self, count: int, owner: str) -> None:
         """Give bytes back; takes no lock, since the garbage collector may call it from anywhere."""
-        self._released.append(count)
+        self._released.append((owner, count))
 
     def _settle(self) -> int:
         while self._released:
-            self._used -= self._released.popleft()
-        return self._used
+            owner, count = self._released.popleft()
+            self._used[owner] -= count
+            if not self._used[owner]:
+                del self._used[owner]
+        return self._used.total()
 
 
 class _Memory(bytearray):
@@ -89,8 +99,10 @@ class _Memory(bytearray):
 class SpoolWriter:
     """One object on its way in; leaving the `with` block before `seal` throws it away."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, owner: str, owner_max: int) -> None:
         self._spool = spool
+        self._owner = owner
+        self._owner_max = owner_max
         self._hash = hashlib.sha256()
         self._memory: _Memory | None = _Memory()
         self._file: IO[bytes] | None = None
@@ -111,7 +123,7 @@ class SpoolWriter:
         count = len(chunk)
         if self.size + count > self._spool.bytes_max_per_object:
             raise ScanError(f"the object is larger than {self._spool.bytes_max_per_object} bytes")
-        self._spool.reserve(count)
+        self._spool.reserve(count, self._owner, self._owner_max)
         self.size += count
         self._hash.update(chunk)
         if self._memory is not None and self.size > MEMORY_BYTES_MAX:
@@ -146,7 +158,7 @@ class SpoolWriter:
         else:
             assert self._memory is not None
             keeper = self._memory
-        weakref.finalize(keeper, self._spool.release, self.size).atexit = False
+        weakref.finalize(keeper, self._spool.release, self.size, self._owner).atexit = False
         self._memory = self._file = None
         return memoryview(keeper).toreadonly()
 
@@ -158,7 +170,7 @@ class SpoolWriter:
         if self._file is not None:
             self._file.close()
         self._memory = self._file = None
-        self._spool.release(self.size)
+        self._spool.release(self.size, self._owner)
 
     def __enter__(self) -> SpoolWriter:
         return self

@@ -89,6 +89,17 @@ detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "if_
 trust = "hospital"
 upstream = "none"
 
+# One command sends everything here, as fast as it can.
+[limits.default]
+scans_per_s = 1000.0
+scans_burst = 1000
+bytes_per_s = 1e9
+bytes_burst = 4294967296
+holds_per_hour = 3600.0
+holds_burst = 100
+calls_share = 1.0
+spool_share = 1.0
+
 # The demo's senders are reviewers too, so that its table can show reasons and p-values.
 [[sources]]
 name = "ct-scanner"

@@ -58,6 +58,15 @@ false_positive_rate = 0.01
 suspect = "quarantine"
 denoise = "if_agree"
 grey_p = 0.05
+[limits.default]
+scans_per_s = 20.0
+scans_burst = 100
+bytes_per_s = 1e8
+bytes_burst = 4294967296
+holds_per_hour = 60.0
+holds_burst = 20
+calls_share = 0.5
+spool_share = 0.5
 [routes.chest]
 trust = "hospital"
 model = "chest"
@@ -188,6 +197,11 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
         ('token_file = "token"', "", "sources.0"),
         ('roles = ["submit"]', 'roles = ["root"]', "sources.0.roles.0"),
         ('roles = ["submit"]', "roles = []", "sources.0.roles"),
+        ("[limits.default]", "[limits.ct]", "limits.default"),
+        ("[limits.default]", "[limits.mr]", "limits.mr"),
+        ("scans_per_s = 20.0", "scans_per_s = 0.0", "limits.default.scans_per_s"),
+        ("calls_share = 0.5", "calls_share = 1.5", "limits.default.calls_share"),
+        ("holds_burst = 20", "", "limits.default.holds_burst"),
         ('device = "cpu"\n', "", "engine.device"),
         ("[trust.hospital]", "[trust.Hospital]", "trust.Hospital"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydicom.data import get_testdata_file
@@ -24,8 +25,9 @@ from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers import grpc_server
 from gateway.receivers.grpc_server import GrpcReceiver
 from gateway.receivers.identity import Gate
+from gateway.settings.coherence import DEFAULT
 from gateway.settings.config import Config
-from gateway.testing import Site
+from gateway.testing import WIDE_LIMITS, Site
 from signing import sign
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
@@ -79,7 +81,11 @@ def door(site: Site, tmp_path: Path) -> Iterator[Door]:
         decompressor = closing.enter_context(DisposableDecoder())
         service = build_service(plan, records, engine=None, upstreams={}, decompressor=decompressor)
         receiver = GrpcReceiver(
-            plan.config.receivers.grpc, service=lambda: service, gate=lambda: door.gate, spool=records.spool
+            plan.config.receivers.grpc,
+            service=lambda: service,
+            gate=lambda: door.gate,
+            spool=records.spool,
+            throttle=records.throttle,
         )
         closing.callback(receiver.drain, 5.0)
         address = receiver.start()
@@ -339,7 +345,48 @@ def test_a_port_in_use_is_a_configuration_error_not_a_shared_port(door: Door) ->
     plan = Plan.of(Config.load(door.config))
     taken = plan.config.receivers.grpc.model_copy(update={"address": door.address})
     service = build_service(plan, door.records, engine=None, upstreams={}, decompressor=DisposableDecoder())
-    second = GrpcReceiver(taken, service=lambda: service, gate=lambda: plan.gate, spool=door.records.spool)
+    second = GrpcReceiver(
+        taken, service=lambda: service, gate=lambda: plan.gate, spool=door.records.spool, throttle=door.records.throttle
+    )
 
     with pytest.raises(ConfigError, match=r"receivers\.grpc\.address"):
         second.start()
+
+
+def test_who_sends_too_much_hears_when_to_come_back(door: Door) -> None:
+    slow = WIDE_LIMITS.model_copy(update={"scans_burst": 1, "scans_per_s": 0.01})
+    door.records.throttle.configure({DEFAULT: WIDE_LIMITS, "scanner": slow})
+    door.protect(CT)
+    with pytest.raises(grpc.RpcError) as caught:
+        door.protect(CT)
+
+    trailers = dict(caught.value.trailing_metadata())
+    info = error_details_pb2.RetryInfo()
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert status.details[0].Unpack(info)
+    assert refused(caught) == (STATUS.RESOURCE_EXHAUSTED, "too many scans from this caller")
+    assert (status.code, 90 < info.retry_delay.seconds <= 100) == (8, True)
+    assert (90 < int(trailers["retry-after"]) <= 100, trailers["grpc-retry-pushback-ms"]) == (True, "-1")
+    assert door.protect(CT, source="reviewer").disposition == pb.DISPOSITION_ADMIT
+
+
+def test_one_senders_open_streams_leave_the_others_their_threads_and_their_room(door: Door) -> None:
+    shared = WIDE_LIMITS.model_copy(update={"calls_share": 0.5, "spool_share": 0.001})  # 1 MiB of 1 GiB
+    door.records.throttle.configure({DEFAULT: WIDE_LIMITS, "scanner": shared})
+    done = threading.Event()
+
+    def parts() -> Iterator[pb.ProtectChunk]:
+        yield begin()
+        done.wait(20)
+
+    ended = threading.Semaphore(0)
+    for _ in range(20):
+        call = door.stub.ProtectStream.future(parts(), metadata=door.token("scanner"))
+        call.add_done_callback(lambda _: ended.release())
+    assert all(ended.acquire(timeout=20) for _ in range(16))  # half of the eight threads are its own
+    assert door.protect(CT, source="reviewer").disposition == pb.DISPOSITION_ADMIT
+    done.set()
+    assert all(ended.acquire(timeout=20) for _ in range(4))
+    with pytest.raises(grpc.RpcError) as caught:
+        door.stream(begin(), data(bytes(900_000)), data(bytes(900_000)), END)
+    assert refused(caught) == (STATUS.RESOURCE_EXHAUSTED, "the spool holds as much of this caller as it may")

@@ -25,12 +25,16 @@ from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy import ServicePolicy
+from gateway.queries import QueryWatch
 from gateway.receipt import Notary, verify_receipt
 from gateway.reply import Prediction, Reply
 from gateway.service import ProtectionService, Route
+from gateway.settings.coherence import DEFAULT
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
+from gateway.testing import WIDE_LIMITS
+from gateway.throttle import Throttle
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 
@@ -131,6 +135,8 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
         quarantine=quarantine,
         notary=Notary(RECEIPT_KEY),
         metrics=metrics,
+        throttle=Throttle({DEFAULT: WIDE_LIMITS}, threads=8),
+        queries=QueryWatch(),
         clock=lambda: datetime(2026, 5, 4, tzinfo=UTC),
     )
     yield House(service, stage, model, sink, audit, quarantine, log, metrics, make_scan)
