@@ -9,6 +9,8 @@ SYSTEM_PACKAGES := dcmtk prometheus softhsm2 systemd
 SYSTEM_COMMANDS := dcmsign prometheus promtool softhsm2-util systemd-analyze
 PEERS := .cache/peers
 MINUTES ?= 3
+SECONDS ?= 1800
+KILLS ?= 200
 OUT ?= .
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
@@ -21,7 +23,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test lint format fuzz stubs bench results phantom clean
+.PHONY: help install system demo test lint format fuzz stubs bench soak results phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +84,10 @@ stubs: install ## Regenerate gateway/api from proto/ (OUT=DIR: elsewhere)
 
 bench: install system ## Measure speed beside its limits and peers; writes docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
+
+soak: install ## Half an hour at 70 % load, then 200 kills; writes docs/soak.png (SECONDS=1800 KILLS=200)
+	@$(BIN)/python benchmarks/soak.py --seconds $(SECONDS) --plot docs/soak.png
+	@SCANWARD_KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/e2e/test_kill.py
 
 results: install ## Measure what the bundled detectors catch; writes docs/results-phantom.md
 	@$(BIN)/python -m lab.results
