@@ -13,7 +13,7 @@ from typing import Self, TypeAlias, TypeVar
 
 from gateway import documents
 from gateway.audit.log import AuditLog
-from gateway.audit.sinks import SqliteSink
+from gateway.audit.places import open_sink
 from gateway.case import Digests
 from gateway.engine.engine import Engine
 from gateway.engine.local import LocalEngine
@@ -48,7 +48,7 @@ from signing import Trust, TrustError, TrustPolicy
 from signing.material import oldest_in_use
 from signing.trust import files_of
 
-AUDIT_LOG, CHECKPOINT, LEDGER, REPLAY = "audit.sqlite", "checkpoint.dsse.json", "ledger.sqlite", "replay.sqlite"
+AUDIT_LOG, CHECKPOINT, LEDGER, REPLAY = "audit.sqlite", "checkpoint.note", "ledger.sqlite", "replay.sqlite"
 """Files in the storage directory."""
 QUARANTINE, SPOOL = "quarantine", "spool"
 """Folders in the storage directory."""
@@ -166,11 +166,13 @@ class Records:
         except OSError as error:
             raise ConfigError([f"storage.directory: {root}: {error.strerror}"]) from error
         audit = AuditLog(
-            SqliteSink(root / AUDIT_LOG),
+            open_sink(root / AUDIT_LOG, plan.config.audit.postgres),
             keys.checkpoint,
             metrics=metrics,
             checkpoint_file=root / CHECKPOINT,
             retired=keys.retired_checkpoints,
+            checkpoint_records=plan.config.audit.checkpoint_records,
+            checkpoint_s=plan.config.audit.checkpoint_s,
         )
         replay_s_max = None if storage.replay_days_max is None else storage.replay_days_max * _SECONDS_A_DAY
         try:

@@ -87,7 +87,7 @@ def test_no_other_distribution_owns_our_names() -> None:
 def test_rooms_import_only_declared_dependencies(room: str) -> None:
     """What another package happens to bring along today may be gone tomorrow."""
     requirements = [Requirement(line) for line in requires("scanward") or []]
-    extras = ("", "lab") if room == "lab" else ("", "pkcs11")
+    extras = ("", "lab") if room == "lab" else ("", "pkcs11", "postgres")
     declared = {canonicalize_name(each.name) for each in requirements if _wanted(each, extras)} | BROUGHT_ALONG
     owners = packages_distributions()
     undeclared = {

@@ -3,6 +3,7 @@
 One thread writes. It takes what has gathered while the last commit ran, puts it into one transaction, and resolves the
 futures after the fsync: the busier the gateway, the more records share a commit. Where a commit fails, its records'
 futures raise AuditError and nothing that depends on them may leave; the next commit starts from what the sink holds.
+What is signed is the tree as this process saw it grow, so that a record changed in the sink never gets a signature.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gateway import durable
-from gateway.audit.chain import Checkpoint, Entry, Head, link
+from gateway.audit.checkpoint import Checkpoint, CheckpointError
 from gateway.audit.record import Record, body
-from gateway.audit.sinks import AuditSink
+from gateway.audit.sinks import AuditSink, LogReader, Turn, stored_node
+from gateway.audit.tree import Edge, Entry
 from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded
 from gateway.metrics import Metrics
-from signing.errors import EnvelopeError
 
 QUEUE = "audit"
 """Name of the queue in `scanward_queue_depth`."""
@@ -40,7 +41,7 @@ _Waiting = tuple[bytes, "Future[int]"]
 
 
 class AuditLog:
-    """Appends records to a hash chain with signed checkpoints; thread-safe."""
+    """Appends records to a Merkle tree with signed checkpoints; thread-safe."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class AuditLog:
             clock: aware time for records and checkpoints.
 
         Raises:
-            ConfigError: the log's end does not follow from its last checkpoint.
+            ConfigError: the log's end does not follow from its last checkpoint, or from the one in the file.
         """
         self._sink = sink
         self._key = checkpoint_key
@@ -84,8 +85,8 @@ class AuditLog:
         self._failed = False
         self._seal_at: float | None = None
         try:
-            self._head, self._sealed = _resume(sink, [checkpoint_key.public_key(), *retired])
-            self._seal(self._head)
+            self._edge, self._sealed = _resume(sink, checkpoint_file, [checkpoint_key.public_key(), *retired])
+            self._seal()
         except GatewayError as error:
             sink.close()
             raise ConfigError([f"the audit log cannot go on: {error}"]) from None
@@ -137,7 +138,7 @@ class AuditLog:
             elif self._failed and open_:
                 self._try_again()
             due = self._seal_at is not None and time.monotonic() >= self._seal_at
-            if due or not open_ or self._head.size - self._sealed >= self._checkpoint_records:
+            if due or not open_ or self._edge.size - self._sealed >= self._checkpoint_records:
                 self._try_seal()
 
     def _next_batch(self) -> tuple[list[_Waiting], bool]:
@@ -160,13 +161,14 @@ class AuditLog:
         return batch, item is not None
 
     def _commit(self, batch: Sequence[_Waiting]) -> None:
+        entries: list[Entry] = []
         try:
-            head = self._sink.head() if self._failed else self._head
-            entries: list[Entry] = []
-            for entry_body, _ in batch:
-                entries.append(head.next(entry_body))
-                head = head.after(entries[-1])
-            self._sink.append(entries)
+            with self._sink.turn() as turn:
+                edge = self._followed(turn)
+                for entry_body, _ in batch:
+                    edge, entry = edge.entry(entry_body)
+                    entries.append(entry)
+                turn.append(entries)
         except Exception as error:  # whatever it was, every waiting caller must hear of it
             self._failed = True
             reason = str(error) if isinstance(error, AuditError) else f"the sink failed with {type(error).__name__}"
@@ -175,70 +177,96 @@ class AuditLog:
                 waiting.set_exception(AuditError(reason))
             return
         self._failed = False
-        self._head = head
+        self._edge = edge
         if self._seal_at is None:
             self._seal_at = time.monotonic() + self._checkpoint_s
         self._metrics.audit_records(len(entries))
         for entry, (_, waiting) in zip(entries, batch, strict=True):
             waiting.set_result(entry.index)
 
+    def _followed(self, turn: Turn) -> Edge:
+        """The edge of what is durable: another replica, or a commit whose fate was never heard, may have added to it.
+
+        It is followed leaf by leaf, so that whatever gets a signature continues what this process saw before.
+        """
+        size = turn.size()
+        if size < self._edge.size:
+            raise AuditError(f"the audit log has lost records: {self._edge.size} were there, {size} are")
+        edge = self._edge
+        if size > edge.size:
+            for leaf in turn.leaves(edge.size):
+                edge, _ = edge.grown(leaf)
+        return edge
+
     def _try_again(self) -> None:
         """After a failure, see with a checkpoint whether the sink works: an unready gateway is sent no records."""
         try:
-            head = self._sink.head()
-            self._seal(head)
+            self._seal()
         except AuditError:
             return
-        self._head = head
         self._failed = False
 
     def _try_seal(self) -> None:
         """A checkpoint that fails leaves the records as durable as they were: say so, and try again later."""
         try:
-            self._seal(self._sink.head())
+            self._seal()
         except AuditError as error:
             _log.error("audit_checkpoint_failed", error=type(error).__name__)
             self._seal_at = time.monotonic() + self._checkpoint_s
 
-    def _seal(self, head: Head) -> None:
+    def _seal(self) -> None:
         """Sign the end of the log, in the log and in the file beside it."""
         now = self._clock()
-        checkpoint = Checkpoint(self._sink.origin, head.size, head.hash.hex(), now.astimezone(UTC).isoformat())
-        envelope = checkpoint.sign(self._key)
-        if head.size != self._sealed or self._failed:
-            self._sink.seal(head.size, envelope)
-            self._sealed = head.size
+        with self._sink.turn() as turn:
+            edge = self._followed(turn)
+            time_ = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+            note = Checkpoint(self._sink.origin, edge.size, edge.root, time_).sign(self._key)
+            if edge.size != self._sealed or self._failed:
+                turn.seal(edge.size, note)
+        self._edge, self._sealed = edge, edge.size
         try:
-            durable.replace(self._file, envelope)
+            durable.replace(self._file, note)
         except OSError as error:
             raise AuditError(f"the checkpoint file cannot be written: {type(error).__name__}") from None
         self._seal_at = None
         self._metrics.checkpointed_at(now.timestamp())
 
 
-def _resume(sink: AuditSink, keys: Sequence[Ed25519PublicKey]) -> tuple[Head, int]:
-    """The end of the log, and how many entries its last checkpoint covers (-1: a new log has none).
+def _resume(sink: AuditSink, file: Path, keys: Sequence[Ed25519PublicKey]) -> tuple[Edge, int]:
+    """The edge of the log, and how many entries its last checkpoint covers (-1: a new log has none).
 
-    What stands behind the last checkpoint is about to be signed, so it must follow from it.
+    What stands behind the last checkpoint is about to be signed, so it must follow from it; and from the one in the
+    file beside the log, which whoever cuts the log may have forgotten, or been unable to reach.
     """
-    head = sink.head()
-    sealed = sink.last_checkpoint()
-    if sealed is None:
-        if head.size:
-            raise AuditError("it has records and no checkpoint")
-        return head, -1
+    with sink.reader() as log:
+        size, note = log.count(), log.last_checkpoint()
+        if file.is_file():
+            _believed(file.read_bytes(), log, size, keys, f"the checkpoint in {file}")
+        if note is None:
+            if size:
+                raise AuditError("it has records and no checkpoint")
+            return Edge(), -1
+        edge = _believed(note, log, size, keys, "its last checkpoint")
+        sealed = edge.size
+        for index, entry_body, hashes in log.entries(sealed):
+            following, entry = edge.entry(entry_body if isinstance(entry_body, bytes) else b"")
+            if (index, hashes) != (edge.size, entry.hashes):
+                raise AuditError(f"record {edge.size} does not follow the one before")
+            edge = following
+        return edge, sealed
+
+
+def _believed(note: bytes, log: LogReader, size: int, keys: Sequence[Ed25519PublicKey], what: str) -> Edge:
+    """The edge that a checkpoint of this log signed; `size`: entries that are there."""
     try:
-        checkpoint = Checkpoint.open(sealed, keys)
-    except EnvelopeError as error:
-        raise AuditError(f"its last checkpoint is not to be believed: {error}") from None
-    if checkpoint.origin != sink.origin or checkpoint.size > head.size:
-        raise AuditError(f"its last checkpoint is over {checkpoint.size} records, and it has {head.size}")
-    reached = Head(checkpoint.size, bytes.fromhex(checkpoint.root))
-    before = next(sink.entries(checkpoint.size - 1), None) if checkpoint.size else None
-    if before is not None and before.hash != reached.hash:
-        raise AuditError(f"record {before.index} is not the one that was signed")
-    for entry in sink.entries(checkpoint.size):
-        if entry.index != reached.size or entry.hash != link(reached.hash, entry.index, entry.body):
-            raise AuditError(f"record {reached.size} does not follow the one before")
-        reached = reached.after(entry)
-    return reached, checkpoint.size
+        checkpoint = Checkpoint.open(note, keys)
+    except CheckpointError as error:
+        raise AuditError(f"{what} is not to be believed: {error}") from None
+    if checkpoint.origin != log.origin:
+        raise AuditError(f"{what} is of another log")
+    if checkpoint.size > size:
+        raise AuditError(f"{what} is over {checkpoint.size} records, and it has {size}")
+    edge = Edge.read(checkpoint.size, stored_node(log))
+    if edge.root != checkpoint.root:
+        raise AuditError(f"the first {checkpoint.size} records are not those that {what} was signed over")
+    return edge

@@ -29,7 +29,7 @@ class Record(Protocol):
 
 
 def body(record: Record, at: datetime) -> bytes:
-    """The canonical bytes that the chain binds; `at` is aware."""
+    """The canonical bytes that the tree binds; `at` is aware."""
     return documents.canonical({"schema": SCHEMA, "kind": record.kind, "at": _rfc3339(at), **record.facts()})
 
 

@@ -1,246 +1,101 @@
-"""Where the audit log lies: one SQLite file that takes new entries and refuses every other change.
-
-WAL with synchronous=FULL: when `append` returns, the entries are on disk. Triggers refuse UPDATE, DELETE and an entry
-out of its place; they stop accidents, not somebody who can write the file: that is what the chain is for.
-"""
+"""Where an audit log lies: what a place for it must do, whichever it is, and which one a name means."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import sqlite3
-import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias
 
-from gateway.audit.chain import Entry, Head, start
-from gateway.durable import sync_directory
-from gateway.errors import AuditError, ConfigError
+from gateway.audit.tree import HASH_BYTES, Entry, Node, place_of
+from gateway.errors import AuditError
 
-SCHEMA_VERSION = 1
-DATABASE_ERRORS = (sqlite3.Error,)
-"""What reading a damaged file may raise."""
+SCHEMA_VERSION = 2
+"""Of the tables, the same in every place."""
 
-_SCHEMA = """
-CREATE TABLE meta (origin TEXT NOT NULL);
-CREATE TABLE entries (idx INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL);
-CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, size INTEGER NOT NULL, envelope BLOB NOT NULL);
-CREATE INDEX checkpoints_size ON checkpoints (size, id);
-CREATE TRIGGER entries_in_place BEFORE INSERT ON entries
-    WHEN NEW.idx != (SELECT coalesce(max(idx) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
-CREATE TRIGGER checkpoints_in_place BEFORE INSERT ON checkpoints
-    WHEN NEW.id IN (SELECT id FROM checkpoints) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
-"""
-_APPEND_ONLY = "CREATE TRIGGER {table}_no_{word} BEFORE {word} ON {table} BEGIN SELECT RAISE(ABORT, 'append only'); END"
+EVERY = -(2**63)
+"""Below every index, so that nothing hides in front of the first."""
+
+Row: TypeAlias = tuple[int, object, object]
+"""(index, body, hashes); bytes both, unless somebody tampered."""
 
 
-class AuditSink(Protocol):
-    """A place for entries and checkpoints; used by one thread at a time."""
+class Turn(Protocol):
+    """The log while nobody else writes it; what was done is durable at the end of the turn, or none of it."""
+
+    def size(self) -> int:
+        """One more than the last index that is there."""
+
+    def leaves(self, first: int) -> Iterator[bytes]:
+        """Hashes of the leaves from index `first`, in order."""
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Put entries at the end."""
+
+    def seal(self, size: int, note: bytes) -> None:
+        """Keep a signed checkpoint over the first `size` entries."""
+
+
+class LogReader(Protocol):
+    """The log as it was at one moment, for whoever believes nothing and changes nothing.
+
+    Each method raises `AuditError` where the log cannot be read.
+    """
 
     @property
     def origin(self) -> str:
         """The log's own random name."""
-
-    def head(self) -> Head:
-        """The end of what is durable."""
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Make all of the entries durable, or none; raises AuditError."""
-
-    def seal(self, size: int, envelope: bytes) -> None:
-        """Make a signed checkpoint over the first `size` entries durable; raises AuditError."""
-
-    def last_checkpoint(self) -> bytes | None:
-        """Envelope of the newest checkpoint."""
-
-    def entries(self, first: int) -> Iterator[Entry]:
-        """Entries in order, from index `first`."""
-
-    def close(self) -> None:
-        """Let go of the log."""
-
-
-class SqliteSink:
-    """The log as one SQLite file, held by one process at a time."""
-
-    def __init__(self, path: Path) -> None:
-        """Open or create; raises ConfigError where it cannot be used or another process has it."""
-        self._path = path
-        self._lock = _claim(path)
-        try:
-            self._database = _create_or_open(path)
-            self._origin = str(self._database.execute("SELECT origin FROM meta").fetchone()[0])
-            self._inode = path.stat().st_ino
-        except (OSError, sqlite3.Error) as error:
-            os.close(self._lock)
-            raise ConfigError([f"audit log {path}: cannot be opened ({type(error).__name__}: {error})"]) from None
-        except ConfigError:
-            os.close(self._lock)
-            raise
-
-    @property
-    def origin(self) -> str:
-        """The log's own random name."""
-        return self._origin
-
-    def head(self) -> Head:
-        """The end of what is durable."""
-        with _readable():
-            row = self._database.execute("SELECT idx, hash FROM entries ORDER BY idx DESC LIMIT 1").fetchone()
-        return start(self._origin) if row is None else Head(row[0] + 1, row[1])
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Make all of the entries durable, or none."""
-        rows = [(entry.index, entry.body, entry.hash) for entry in entries]
-        self._write("INSERT INTO entries (idx, body, hash) VALUES (?, ?, ?)", rows)
-
-    def seal(self, size: int, envelope: bytes) -> None:
-        """Make a signed checkpoint over the first `size` entries durable."""
-        self._write("INSERT INTO checkpoints (size, envelope) VALUES (?, ?)", [(size, envelope)])
-
-    def last_checkpoint(self) -> bytes | None:
-        """Envelope of the newest checkpoint."""
-        with _readable():
-            row = self._database.execute("SELECT envelope FROM checkpoints ORDER BY id DESC LIMIT 1").fetchone()
-        return None if row is None else bytes(row[0])
-
-    def entries(self, first: int) -> Iterator[Entry]:
-        """Entries in order, from index `first`."""
-        with _readable():
-            for row in self._database.execute(
-                "SELECT idx, body, hash FROM entries WHERE idx >= ? ORDER BY idx", (first,)
-            ):
-                if not (isinstance(row[1], bytes) and isinstance(row[2], bytes)):
-                    raise AuditError(f"record {row[0]} is damaged")
-                yield Entry(*row)
-
-    def close(self) -> None:
-        """Let go of the log."""
-        self._database.close()
-        os.close(self._lock)
-
-    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        try:
-            # SQLite would go on writing into a file that has lost its name, and nobody would ever see it.
-            if self._path.stat().st_ino != self._inode:
-                raise AuditError("the audit log's file was replaced")
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._database.executemany(statement, rows)
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-        except (OSError, sqlite3.Error) as error:
-            raise AuditError(f"the audit log cannot be written: {type(error).__name__}") from None
-
-
-class SqliteReader:
-    """A log's file, read as it is, for verification and export; believes nothing and changes nothing."""
-
-    def __init__(self, path: Path) -> None:
-        """Open read-only; raises ConfigError where it is no audit log of this version."""
-        if not path.is_file():
-            raise ConfigError([f"audit log {path}: there is no such file"])
-        try:
-            self._database = _read_only(path)
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-            origins = self._database.execute("SELECT origin FROM meta LIMIT 2").fetchall()
-            self._database.execute("BEGIN")  # one snapshot, however long the reading takes
-        except sqlite3.Error as error:
-            raise ConfigError([f"audit log {path}: cannot be read ({type(error).__name__}: {error})"]) from None
-        if version != SCHEMA_VERSION or len(origins) != 1:
-            raise ConfigError([f"audit log {path}: not a log of schema version {SCHEMA_VERSION}"])
-        self.origin = str(origins[0][0])
-
-    def entries(self) -> Iterator[tuple[int, object, object]]:
-        """(index, body, hash) in order; after tampering body and hash may be anything."""
-        return self._database.execute("SELECT idx, body, hash FROM entries ORDER BY idx")
-
-    def entry(self, index: int) -> tuple[int, object, object] | None:
-        """(index, body, hash) of one place."""
-        row: tuple[int, object, object] | None = self._database.execute(
-            "SELECT idx, body, hash FROM entries WHERE idx = ?", (index,)
-        ).fetchone()
-        return row
 
     def count(self) -> int:
         """How many entries there are, whatever they are worth."""
-        return int(self._database.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+    def entries(self, first: int = EVERY) -> Iterator[Row]:
+        """Entries in order of their index, from `first`."""
+
+    def entry(self, index: int) -> Row | None:
+        """The entry of one place."""
 
     def checkpoints(self) -> Iterator[tuple[int, object]]:
-        """(size, envelope) in order of size."""
-        return self._database.execute("SELECT size, envelope FROM checkpoints ORDER BY size, id")
+        """(size, note) in order of size."""
+
+    def last_checkpoint(self) -> bytes | None:
+        """The newest note."""
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
+        """Let go of the log."""
 
-    def __enter__(self) -> SqliteReader:
-        return self
+    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Let go of the log."""
 
 
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise AuditError(f"the audit log cannot be read: {type(error).__name__}") from None
+class AuditSink(Protocol):
+    """A place for entries and checkpoints; used by one thread at a time, but for `reader`."""
+
+    @property
+    def origin(self) -> str:
+        """The log's own random name."""
+
+    def turn(self) -> AbstractContextManager[Turn]:
+        """Write alone; raises `AuditError` where it failed, and then nothing was written or nobody can tell."""
+
+    def reader(self) -> LogReader:
+        """The log as it is now; raises `AuditError`. Safe from any thread."""
+
+    def close(self) -> None:
+        """Let go of the log."""
 
 
-def _claim(path: Path) -> int:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError([f"audit log {path}: {error.strerror}"]) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise ConfigError([f"audit log {path}: another process is writing it"]) from None
-    return lock
+def stored_node(log: LogReader) -> Node:
+    """Reads hashes of perfect subtrees where their entries carry them; they raise `AuditError` where damaged."""
 
+    def node(level: int, index: int) -> bytes:
+        place, offset = place_of(level, index)
+        row = log.entry(place)
+        hashes = row[2] if row is not None else None
+        if not isinstance(hashes, bytes) or len(hashes) < offset + HASH_BYTES:
+            raise AuditError(f"record {place} of the audit log is damaged or missing")
+        return hashes[offset : offset + HASH_BYTES]
 
-def _create_or_open(path: Path) -> sqlite3.Connection:
-    path.touch(mode=0o600)
-    database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, SCHEMA_VERSION):
-        raise ConfigError([f"audit log {path}: schema version {version}, this is version {SCHEMA_VERSION}"])
-    if version == 0:
-        statements = [statement for statement in _SCHEMA.split(";\n") if statement.strip()]
-        statements += [
-            _APPEND_ONLY.format(table=t, word=w)
-            for t in ("meta", "entries", "checkpoints")
-            for w in ("update", "delete")
-        ]
-        database.execute("BEGIN IMMEDIATE")
-        for statement in statements:
-            database.execute(statement)
-        database.execute("INSERT INTO meta (origin) VALUES (?)", (f"scanward-audit/{uuid.uuid4()}",))
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        database.execute("COMMIT")
-        sync_directory(path.parent)
-    return database
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    location = path.resolve().as_uri()
-    try:
-        database = sqlite3.connect(f"{location}?mode=ro", uri=True, isolation_level=None)
-        database.execute("SELECT count(*) FROM meta").fetchone()
-    except sqlite3.OperationalError:
-        if Path(f"{path}-wal").exists():
-            raise
-        # A finished log on a medium that cannot be written: there is nothing to recover and nobody to share with.
-        database = sqlite3.connect(f"{location}?immutable=1", uri=True, isolation_level=None)
-    return database
+    return node

@@ -1,19 +1,19 @@
-"""Reads a log as a stranger would: believes only the keys, and the checkpoint, that came from outside."""
+"""Reads a log as a stranger would: believes only the keys, and the checkpoints, that came from outside."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from gateway.audit.chain import Checkpoint, Head, link, start
-from gateway.audit.sinks import DATABASE_ERRORS, SqliteReader
-from gateway.errors import ConfigError, ScanError
-from signing.errors import EnvelopeError
+from gateway.audit.checkpoint import Checkpoint, CheckpointError
+from gateway.audit.sinks import LogReader
+from gateway.audit.tree import HASH_BYTES, Edge
+from gateway.errors import AuditError
+
+_PROGRESS_RECORDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,137 +25,138 @@ class AuditReport:
     first_bad: int | None
     """Index of the first entry that cannot be believed; where the end was cut off, of the first that is missing."""
     root: str
-    """Hash of the last entry that follows from all before it, lower-case hexadecimal."""
+    """Root of the tree of all entries before the first bad one, lower-case hexadecimal."""
     ok: bool
-    """Nothing was changed, as far as the chain and the checkpoints reach."""
+    """Nothing was changed, as far as the tree and the checkpoints reach."""
     sealed: int
-    """Entries that a believed checkpoint covers; the rest is bound by the chain alone."""
+    """Entries that a believed checkpoint covers; the rest is bound by hashes that nobody signed yet."""
     detail: str
     """A sentence on what is wrong; empty where nothing is."""
 
 
-class _ChainError(Exception):
+class _Broken(Exception):  # noqa: N818 - a finding, not a failure
     def __init__(self, index: int, detail: str) -> None:
         super().__init__(detail)
         self.index = index
         self.detail = detail
 
 
-def verify(path: Path, keys: Sequence[Ed25519PublicKey], checkpoint: bytes | None = None) -> AuditReport:
+def verify(
+    log: LogReader,
+    keys: Sequence[Ed25519PublicKey],
+    outside: Sequence[Checkpoint] = (),
+    progress: Callable[[int], object] = lambda records: None,
+) -> AuditReport:
     """Walk the whole log once, in constant memory.
 
     Args:
-        path: the SQLite file, of a running gateway or of a copy.
+        log: a running gateway's, or a copy.
         keys: public checkpoint keys, the present and the retired ones, from outside the log.
-        checkpoint: an envelope that was carried off the machine earlier. Without it, an end that was cut off
-            together with its checkpoints, or rewritten after the last one, cannot be seen.
+        outside: checkpoints that were carried off the machine earlier (`read_checkpoints`). Without any, an end that
+            was cut off together with its checkpoints, or rewritten after the last one, cannot be seen.
+        progress: told from time to time how many records were examined.
+
+    """
+    walk = _Walk(log, keys, outside)
+    first_bad, detail = None, ""
+    try:
+        walk.run(progress)
+        if walk.edge.size and not walk.sealed:
+            first_bad, detail = 0, "no signed checkpoint covers any record"
+    except _Broken as bad:
+        first_bad, detail = bad.index, bad.detail
+    except AuditError as error:
+        first_bad, detail = walk.edge.size, f"the log is damaged after the first {walk.edge.size} records ({error})"
+    try:
+        records = log.count()
+    except AuditError:  # so damaged that nobody can count them
+        records = walk.edge.size
+    return AuditReport(records, first_bad, walk.edge.root.hex(), first_bad is None, walk.sealed, detail)
+
+
+def read_checkpoints(data: bytes, keys: Sequence[Ed25519PublicKey]) -> list[Checkpoint]:
+    """What was kept outside: one signed note, or the lines of an anchor file, each with a note in it.
 
     Raises:
-        ConfigError: the file is no log, or `checkpoint` is not signed by one of the keys.
+        CheckpointError: one of them is not signed by one of the keys, or there is none.
     """
-    outside = None
-    if checkpoint is not None:
+    if not data.lstrip().startswith(b"{"):
+        return [Checkpoint.open(data, keys)]
+    found = []
+    for line in data.splitlines():
         try:
-            outside = Checkpoint.open(checkpoint, keys)
-        except EnvelopeError as error:
-            raise ConfigError([f"checkpoint: {error}"]) from None
-    with SqliteReader(path) as log:
-        walk = _Walk(log, keys, outside)
-        try:
-            records = log.count()
-            walk.run()
-        except _ChainError as bad:
-            return AuditReport(records, bad.index, walk.head.hash.hex(), False, walk.sealed, bad.detail)
-        except DATABASE_ERRORS as error:
-            size = walk.head.size
-            detail = f"the file is damaged after the first {size} records ({type(error).__name__})"
-            return AuditReport(size, size, walk.head.hash.hex(), False, walk.sealed, detail)
-        if records and not walk.sealed:
-            return AuditReport(records, 0, walk.head.hash.hex(), False, 0, "no signed checkpoint covers any record")
-        return AuditReport(records, None, walk.head.hash.hex(), True, walk.sealed, "")
+            note = json.loads(line)["checkpoint"].encode()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise CheckpointError("a line of the anchor file holds no checkpoint") from None
+        found.append(Checkpoint.open(note, keys))
+    return found
 
 
 class _Walk:
-    def __init__(self, log: SqliteReader, keys: Sequence[Ed25519PublicKey], outside: Checkpoint | None) -> None:
+    def __init__(self, log: LogReader, keys: Sequence[Ed25519PublicKey], outside: Sequence[Checkpoint]) -> None:
         self._log = log
         self._keys = keys
-        self._outside = outside
+        self._outside = sorted(outside, key=lambda checkpoint: checkpoint.size)
         self._inside = log.checkpoints()
-        self._next = next(self._inside, None)
-        self.head = start(log.origin)
+        self._next: tuple[int, object] | None = None
+        self.edge = Edge()
         self.sealed = 0
 
-    def run(self) -> None:
-        if self._outside is not None and self._outside.origin != self._log.origin:
-            raise _ChainError(0, "the checkpoint belongs to another log")
+    def run(self, progress: Callable[[int], object]) -> None:
+        if any(checkpoint.origin != self._log.origin for checkpoint in self._outside):
+            raise _Broken(0, "the checkpoint belongs to another log")
+        self._next = next(self._inside, None)
         if self._next is None:
-            raise _ChainError(0, "the log has no checkpoint, and every log is made with one")
+            raise _Broken(0, "the log has no checkpoint, and every log is made with one")
         self._compare()
-        for index, body, stored in self._log.entries():
-            if index != self.head.size:
-                raise _ChainError(self.head.size, f"record {self.head.size} is missing")
-            if not isinstance(body, bytes) or stored != link(self.head.hash, index, body):
-                raise _ChainError(index, f"record {index} was changed, moved or put in")
-            self.head = Head(index + 1, stored)
+        for index, body, hashes in self._log.entries():
+            self._take(index, body, hashes)
             self._compare()
-        if self._next is not None:
-            raise _ChainError(
-                self.head.size, f"a checkpoint of the log covers {self._next[0]} records: the end was cut off"
+            if self.edge.size % _PROGRESS_RECORDS == 0:
+                progress(self.edge.size)
+        ends = [self._next[0]] if self._next is not None else []
+        ends += [checkpoint.size for checkpoint in self._outside]
+        if ends:
+            raise _Broken(self.edge.size, f"a checkpoint covers {max(ends)} records: the end was cut off")
+
+    def _take(self, index: int, body: object, hashes: object) -> None:
+        """One entry more, if it is the next, and carries what it and those before it hash to."""
+        place = self.edge.size
+        if index != place:
+            raise _Broken(place, f"record {place} is missing")
+        edge, entry = self.edge.entry(body if isinstance(body, bytes) else b"")
+        if not isinstance(body, bytes) or not isinstance(hashes, bytes) or len(hashes) != len(entry.hashes):
+            raise _Broken(place, f"record {place} was changed, moved or put in")
+        if hashes != entry.hashes:
+            level = next(
+                start // HASH_BYTES
+                for start in range(0, len(hashes), HASH_BYTES)
+                if hashes[start : start + HASH_BYTES] != entry.hashes[start : start + HASH_BYTES]
             )
-        if self._outside is not None and self._outside.size > self.head.size:
-            raise _ChainError(
-                self.head.size, f"the checkpoint covers {self._outside.size} records: the end was cut off"
-            )
+            first = place + 1 - (1 << level)
+            among = f"record {place}" if level == 0 else f"one of the records {first} to {place}"
+            raise _Broken(first, f"{among} was changed, moved or put in")
+        self.edge = edge
 
     def _compare(self) -> None:
-        """Hold every checkpoint over exactly the entries so far against the chain."""
-        size, root = self.head.size, self.head.hash.hex()
+        """Hold every checkpoint over exactly the entries so far against the tree."""
+        size = self.edge.size
         while self._next is not None and self._next[0] <= size:
             try:
                 if not isinstance(self._next[1], bytes):
-                    raise EnvelopeError("it is not made of bytes")
+                    raise CheckpointError("it is not made of bytes")
                 inside = Checkpoint.open(self._next[1], self._keys)
-            except EnvelopeError as error:
-                raise _ChainError(self.sealed, f"the log's checkpoint over {self._next[0]} records: {error}") from None
-            if (inside.origin, inside.size, inside.root) != (self._log.origin, size, root):
-                raise _ChainError(self.sealed, f"records {self.sealed} to {size - 1} are not those that were signed")
-            self.sealed = size
+            except CheckpointError as error:
+                raise _Broken(self.sealed, f"the log's checkpoint over {self._next[0]} records: {error}") from None
+            if inside.origin != self._log.origin:
+                raise _Broken(self.sealed, f"the log's checkpoint over {self._next[0]} records is of another log")
+            self._hold(inside, "signed")
             self._next = next(self._inside, None)
-        if self._outside is not None and self._outside.size == size:
-            if self._outside.root != root:
-                raise _ChainError(self.sealed, f"records {self.sealed} to {size - 1} are not those of the checkpoint")
-            self.sealed = size
+        while self._outside and self._outside[0].size <= size:
+            self._hold(self._outside.pop(0), "signed by the checkpoint from outside")
 
-
-def show(path: Path, index: int) -> dict[str, Any]:
-    """One record with its place and hash, as JSON would hold it; raises ScanError where there is none."""
-    with SqliteReader(path) as log:
-        row = log.entry(index)
-    if row is None:
-        raise ScanError(f"the log has no record {index}")
-    return _line(*row)
-
-
-def export_jsonl(path: Path, out: TextIO) -> int:
-    """Write every record as one line of JSON, in order; returns how many. Verifies nothing: `verify` does."""
-    count = 0
-    with SqliteReader(path) as log:
-        for line in _lines(log):
-            out.write(json.dumps(line, sort_keys=True) + "\n")
-            count += 1
-    return count
-
-
-def _lines(log: SqliteReader) -> Iterator[dict[str, Any]]:
-    for row in log.entries():
-        yield _line(*row)
-
-
-def _line(index: int, body: object, stored: object) -> dict[str, Any]:
-    if not isinstance(body, bytes) or not isinstance(stored, bytes):
-        raise ConfigError([f"record {index} of the audit log is damaged"])
-    try:
-        record = json.loads(body)
-    except ValueError:
-        raise ConfigError([f"record {index} of the audit log is damaged"]) from None
-    return {"index": index, "hash": stored.hex(), "record": record}
+    def _hold(self, checkpoint: Checkpoint, what: str) -> None:
+        size = self.edge.size
+        if (checkpoint.size, checkpoint.root) != (size, self.edge.root):
+            raise _Broken(self.sealed, f"records {self.sealed} to {size - 1} are not those that were {what}")
+        self.sealed = size

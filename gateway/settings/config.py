@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from gateway.errors import ConfigError
+from gateway.settings.audit import AuditConfig
 from gateway.settings.coherence import mistakes_between_tables
 from gateway.settings.document import read, sentences
 from gateway.settings.doors import MetricsConfig, ReceiversConfig
@@ -27,6 +28,7 @@ class Config(Table):
     metrics: MetricsConfig
     storage: StorageConfig
     keys: KeysConfig
+    audit: AuditConfig = AuditConfig()
     engine: EngineConfig | None = None
     """Required where there are models."""
     models: dict[Name, ModelConfig] = Field(default_factory=dict)

@@ -135,7 +135,7 @@ def show(report: Report) -> None:
         if shown.scan.note:
             console.print(f"  [bold]{shown.row.name}[/bold]: {escape(shown.scan.note)}", highlight=False)
     verified = "[green]verified[/green]" if report.audit_verified else "[red]BROKEN[/red]"
-    console.print(f"\nAudit log: {report.audit_records} records, hash chain and checkpoints {verified}.")
+    console.print(f"\nAudit log: {report.audit_records} records, Merkle tree and checkpoints {verified}.")
     console.print("Metrics that this run moved:")
     for name, change in report.metrics.items():
         console.print(f"  {name} [bold]+{change:g}[/bold]", highlight=False)

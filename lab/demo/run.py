@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from gateway.audit.sqlite import SqliteReader
 from gateway.audit.verify import verify as verify_audit
 from gateway.client import Answer, Client, ClientError
 from gateway.receipt import ReceiptError, verify_receipt
@@ -46,7 +47,8 @@ def run(directory: Path, data: Path | None, *, kept: bool) -> Report:
             shown = [_send(row, prepared[row.preparation], site, addresses) for row in ROWS]  # (4) the main job
             after = _metrics(addresses)
         status.update("verifying the audit log")
-        audit = verify_audit(site.audit_log, [_public(site.checkpoint_key)])  # (5) the proof
+        with SqliteReader(site.audit_log) as log:
+            audit = verify_audit(log, [_public(site.checkpoint_key)])  # (5) the proof
         status.update("drawing pictures")
         pictures = draw_pictures(material, prepared, (directory if kept else PICTURES) / "pictures")  # (6) to look at
     return Report(

@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_file
 from gateway.api.kserve.v2 import inference_pb2 as pb
 from gateway.api.kserve.v2 import inference_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG
-from gateway.audit.sinks import SqliteReader
+from gateway.audit.sqlite import SqliteReader
 from gateway.client import Client
 from gateway.open_inference import outputs_of
 from gateway.pixels.imaging import Rendering, render

@@ -26,7 +26,9 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from gateway.assembly import AUDIT_LOG
-from gateway.audit.verify import show, verify
+from gateway.audit.export import show
+from gateway.audit.sqlite import SqliteReader
+from gateway.audit.verify import verify
 from gateway.client import Answer, Client, ClientError
 from gateway.protected import MANIFEST, MANIFEST_ENVELOPE, MANIFEST_TYPE
 from gateway.receipt import verify_receipt
@@ -291,10 +293,11 @@ def test_what_was_answered_before_kill_9_is_in_the_log_and_is_answered_alike(tmp
     with GatewayProcess(site.config) as gateway, Client(gateway.addresses.grpc, token=site.tokens["scanner"]) as client:
         for number, answer in before.items():
             assert client.protect(scans[number], "open") == answer
-    assert verify(log, [public(site.directory / "keys" / "checkpoint.pub")]).ok
-    for answer in before.values():
-        record = show(log, answer.log_index)["record"]
-        assert record["receipt_sha256"] == hashlib.sha256(answer.receipt).hexdigest()
+    with SqliteReader(log) as reader:
+        assert verify(reader, [public(site.directory / "keys" / "checkpoint.pub")]).ok
+        for answer in before.values():
+            record = show(reader, answer.log_index)["record"]
+            assert record["receipt_sha256"] == hashlib.sha256(answer.receipt).hexdigest()
 
 
 def _digest(path: Path) -> str:

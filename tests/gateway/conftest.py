@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.log import AuditLog
-from gateway.audit.record import Started
-from gateway.audit.sinks import SqliteSink
+from gateway.audit.sqlite import SqliteSink
 from gateway.case import Case, Digests
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
@@ -86,30 +84,3 @@ def audit(tmp_path: Path, checkpoint_key: Ed25519PrivateKey, metrics: Metrics) -
     log = AuditLog(sink, checkpoint_key, metrics=metrics, checkpoint_file=tmp_path / "audit" / "checkpoint.json")
     yield log
     log.close()
-
-
-@pytest.fixture
-def audit_path(tmp_path: Path) -> Path:
-    return tmp_path / "log" / "audit.db"
-
-
-@pytest.fixture
-def open_log(audit_path: Path, checkpoint_key: Ed25519PrivateKey) -> Callable[..., AuditLog]:
-    """Opens the log at `audit_path`, new or again."""
-
-    def open_(sink: type[SqliteSink] = SqliteSink, **options: Any) -> AuditLog:
-        options = {"metrics": Metrics(), "checkpoint_file": audit_path.with_suffix(".checkpoint"), **options}
-        return AuditLog(sink(audit_path), checkpoint_key, **options)
-
-    return open_
-
-
-@pytest.fixture
-def written(audit_path: Path, open_log: Callable[..., AuditLog]) -> Path:
-    """A closed log of 40 records, with checkpoints over 0, 10, 20, 30 and 40."""
-    log = open_log(checkpoint_records=10)
-    for ten in range(0, 40, 10):
-        for future in [log.append(Started(str(ten + number), "test")) for number in range(10)]:
-            future.result()
-    log.close()
-    return audit_path

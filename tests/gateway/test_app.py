@@ -22,7 +22,7 @@ from gateway import app
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG, Plan, effective_policy
-from gateway.audit.sinks import SqliteReader
+from gateway.audit.sqlite import SqliteReader
 from gateway.client import Client, ClientError
 from gateway.errors import ConfigError
 from gateway.settings.config import Config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -242,7 +244,7 @@ class TestAudit:
     def test_an_unchanged_log_is_0(self, stopped: Site) -> None:
         data, key = stopped.directory / "data", stopped.directory / "keys" / "checkpoint.pub"
         ended = run("audit", "verify", "--log", data / "audit.sqlite", "--key", key,
-                    "--checkpoint", data / "checkpoint.dsse.json", "--json")  # fmt: skip
+                    "--checkpoint", data / "checkpoint.note", "--json")  # fmt: skip
         document = json.loads(ended.stdout)
         assert ended.exit_code == 0
         assert set(document) == {"records", "first_bad", "root", "ok"}
@@ -256,6 +258,38 @@ class TestAudit:
     def test_no_key_at_all_is_2(self, stopped: Site) -> None:
         log = stopped.directory / "data" / "audit.sqlite"
         assert run("audit", "verify", "--log", log, "--key", CT).exit_code == 2
+
+    def test_a_changed_record_is_1_and_named(self, stopped: Site, tmp_path: Path) -> None:
+        log, key = tmp_path / "log.sqlite", stopped.directory / "keys" / "checkpoint.pub"
+        shutil.copy(stopped.directory / "data" / "audit.sqlite", log)
+        with sqlite3.connect(log) as database:
+            database.execute("DROP TRIGGER entries_no_update")
+            database.execute("UPDATE entries SET body = (SELECT body FROM entries WHERE idx = 0) WHERE idx = 1")
+        ended = run("audit", "verify", "--log", log, "--key", key)
+        assert (ended.exit_code, "record 1 of 3 cannot be believed" in ended.stdout) == (1, True)
+
+    @pytest.mark.parametrize("place", ["no-such-file", "postgresql:///nothing?host=/nowhere"])
+    def test_a_log_that_cannot_be_read_is_2_in_its_own_words(self, stopped: Site, place: str) -> None:
+        key = stopped.directory / "keys" / "checkpoint.pub"
+        for command in (("verify", "--key", key), ("show", 0), ("export", "--out", stopped.directory / "never")):
+            ended = run("audit", *command, "--log", place)
+            assert (ended.exit_code, ended.stdout) == (2, "")
+            assert ended.stderr.startswith("Error: audit log"), ended.stderr
+            assert "configuration" not in ended.stderr
+        assert not (stopped.directory / "never").exists()
+
+    def test_a_checkpoint_that_is_none_is_2(self, stopped: Site) -> None:
+        data, key = stopped.directory / "data", stopped.directory / "keys" / "checkpoint.pub"
+        ended = run("audit", "verify", "--log", data / "audit.sqlite", "--key", key, "--checkpoint", key)
+        assert (ended.exit_code, ended.stderr) == (2, "Error: not a signed note\n")
+
+    def test_only_records_of_a_period_are_exported(self, stopped: Site, tmp_path: Path) -> None:
+        log = stopped.directory / "data" / "audit.sqlite"
+        for name, options, count in (("all", ("--from", "2020-01-01"), 3), ("none", ("--to", "2020-01-01"), 0)):
+            out = tmp_path / name
+            assert run("audit", "export", "--log", log, "--out", out, *options).exit_code == 0
+            assert len(out.read_text().splitlines()) == count
+        assert run("audit", "export", "--log", log, "--out", tmp_path / "x", "--from", "noon").exit_code == 2
 
     def test_a_record_is_shown_and_one_that_is_not_there_is_2(self, stopped: Site) -> None:
         log = stopped.directory / "data" / "audit.sqlite"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway import documents
+from gateway.audit.export import lines
 from gateway.audit.log import AuditLog
-from gateway.audit.sinks import SqliteSink
-from gateway.audit.verify import export_jsonl, verify
+from gateway.audit.sqlite import SqliteReader, SqliteSink
+from gateway.audit.verify import verify
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, Overloaded, ScanError, UpstreamError
@@ -90,11 +89,11 @@ class Sink(SqliteSink):
 
     commits_left: float = float("inf")
 
-    def append(self, entries):
+    def turn(self):
         if self.commits_left <= 0:
             raise AuditError("the audit log cannot be written: OSError")
         self.commits_left -= 1
-        super().append(entries)
+        return super().turn()
 
 
 @dataclass
@@ -146,9 +145,8 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
 
 
 def _records(log: Path) -> list[dict]:
-    out = io.StringIO()
-    export_jsonl(log, out)
-    return [json.loads(line)["record"] for line in out.getvalue().splitlines()]
+    with SqliteReader(log) as reader:
+        return [line["record"] for line in lines(reader)]
 
 
 def _kinds(log: Path) -> list[str]:
@@ -267,7 +265,8 @@ def test_many_scans_at_once_are_each_decided_and_answered_once(house, checkpoint
         assert sorted(recorded) == sorted(reply.scan_sha256 for reply in replies)
     for reply in replies:
         assert records[reply.place]["receipt_sha256"] == reply.receipt.sha256
-    assert verify(house.log, [checkpoint_key.public_key()]).ok
+    with SqliteReader(house.log) as log:
+        assert verify(log, [checkpoint_key.public_key()]).ok
 
 
 def test_an_unknown_route_is_the_callers_mistake(house):
