@@ -3,6 +3,7 @@
 GatewayError
 ├── ScanError       the call itself is wrong: the same bytes will fail again
 ├── Overloaded      no room now: the sender may try again
+├── Abandoned       nobody waits for the answer any more
 ├── UpstreamError   the protected model did not answer
 ├── AuditError      the record could not be made durable, so nothing may leave
 └── ConfigError     the configuration cannot be served
@@ -35,6 +36,10 @@ class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Abandoned(GatewayError):  # noqa: N818 - a state, as above
+    """The caller has gone or its deadline has passed; the scan was not examined, and is neither decided nor held."""
 
 
 class UpstreamError(GatewayError):

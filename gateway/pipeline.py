@@ -10,7 +10,7 @@ import structlog
 
 from gateway.case import Case
 from gateway.deadline import Deadline
-from gateway.errors import ConfigError, Overloaded
+from gateway.errors import Abandoned, ConfigError, Overloaded
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.stages.stage import Stage
@@ -37,6 +37,8 @@ class Pipeline:
 
         Raises:
             Overloaded: a stage had no room for the scan; it was not examined, and is not held.
+            Abandoned: nobody waits for the answer any more; under load, work for those who left would cost those who
+                stay, and holding their scans would fill the quarantine.
         """
         for stage in self.stages:
             case = self._step(stage, case, deadline)
@@ -45,19 +47,18 @@ class Pipeline:
 
     def _step(self, stage: Stage, case: Case, deadline: Deadline) -> Case:
         started = time.perf_counter()
+        if deadline.expired:
+            raise Abandoned(f"the caller's deadline had passed before {stage.name}")
         if missing := sorted(product for product in stage.requires if not case.has(product)):
             detail = f"skipped: an earlier stage left no {' and no '.join(missing)}"
             return case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.NOT_RUN, detail))
-        if deadline.expired:
-            detail = "skipped: the caller's deadline had passed"
-            return case.with_finding(Finding(stage.name, Outcome.INDETERMINATE, GatewayReason.TIMEOUT, detail))
         try:
             after = stage.run(case, deadline)
             if len(after.findings) != len(case.findings) + 1 or after.findings[:-1] != case.findings:
                 raise RuntimeError(f"stage {stage.name} must add exactly one finding")
             if after.findings[-1].stage != stage.name:
                 raise RuntimeError(f"stage {stage.name} must speak in its own name")
-        except Overloaded:  # nothing was examined, so there is nothing to decide: the sender may try again
+        except (Overloaded, Abandoned):  # nothing was examined, so there is nothing to decide: the sender may try again
             raise
         except Exception as error:  # whatever it raised: a stage that crashes must not read as a pass
             _log.error("stage_crashed", stage=stage.name, error=type(error).__name__, scan_sha256=case.scan.sha256)

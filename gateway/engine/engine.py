@@ -44,7 +44,7 @@ class Engine(Protocol):
     def ready(self) -> bool:
         """Whether a worker has loaded every model and answers."""
 
-    def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None) -> Future[Evidence]:
+    def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "") -> Future[Evidence]:
         """Queue an image of one of the engine's models.
 
         A series of frames is judged as one: its p-value is the smallest of its frames' times their number
@@ -54,6 +54,7 @@ class Engine(Protocol):
             image: what the model would see.
             deadline: an image whose caller has gone is dropped before it costs anything.
             grey: where denoised predictions are wanted; None for nowhere.
+            caller: whose image it is; callers take turns.
 
         Returns:
             The evidence, or an `EngineError`.

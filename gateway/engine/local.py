@@ -146,7 +146,7 @@ class LocalEngine:
         self.close()
         raise ConfigError([refusal])
 
-    def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None) -> Future[Evidence]:
+    def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "") -> Future[Evidence]:
         """See `engine.Engine.submit`."""
         shape = self._models[image.model].shape
         if image.pixels.shape[1:] != shape or not 1 <= len(image.pixels) <= FRAMES_MAX:
@@ -156,7 +156,7 @@ class LocalEngine:
         with self._changed:
             if self._closing:
                 raise WorkerLostError("the engine is closed")
-            self._batcher.put(Entry(image.model, len(image.pixels), deadline, time.monotonic(), ticket))
+            self._batcher.put(Entry(image.model, len(image.pixels), deadline, time.monotonic(), ticket, caller))
             self._metrics.queue(QUEUE, self._batcher.depth)
             self._changed.notify_all()
         return future

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import grpc
 
-from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded, ScanError, UpstreamError
+from gateway.errors import Abandoned, AuditError, ConfigError, GatewayError, Overloaded, ScanError, UpstreamError
 from gateway.receivers.receiver import CutOff, NotPermitted, Unauthenticated
 from gateway.verdict import Disposition
 
@@ -53,6 +53,7 @@ ERRORS: Mapping[type[Exception], Status] = MappingProxyType(
         NotPermitted: Status(grpc.StatusCode.PERMISSION_DENIED, 403, _NOT_AUTHORISED),
         CutOff: Status(grpc.StatusCode.ABORTED, 400, _PROCESSING_FAILURE),
         ScanError: Status(grpc.StatusCode.INVALID_ARGUMENT, 400, _CANNOT_UNDERSTAND),
+        Abandoned: Status(grpc.StatusCode.DEADLINE_EXCEEDED, 504, _OUT_OF_RESOURCES),
         Overloaded: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
         UpstreamError: Status(grpc.StatusCode.UNAVAILABLE, 502, _PROCESSING_FAILURE),
         AuditError: Status(grpc.StatusCode.UNAVAILABLE, 503, _OUT_OF_RESOURCES),

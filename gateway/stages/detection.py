@@ -7,6 +7,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from gateway.case import Case, Evidence
 from gateway.deadline import Deadline
 from gateway.engine.engine import Engine, EngineError, ExpiredError, GreyZone, WorkerLostError
+from gateway.errors import Abandoned
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.policy import DETECTION
 from signing import Reason
@@ -29,18 +30,19 @@ class DetectionStage:
         """See `stage.Stage.run`."""
         assert case.image is not None
         try:
-            future = self._engine.submit(case.image, deadline, self._grey)
+            future = self._engine.submit(case.image, deadline, self._grey, case.scan.source.identity)
         except WorkerLostError as error:
             return self._without(case, GatewayReason.WORKER_LOST, str(error))
         try:
             evidence = future.result(timeout=deadline.remaining())
         except FutureTimeoutError:
-            future.cancel()
+            if future.cancel():  # it still waited for its turn
+                raise Abandoned("the caller's deadline passed before the detectors saw the image") from None
             return self._without(
                 case, GatewayReason.TIMEOUT, "the detectors did not answer before the caller's deadline"
             )
         except ExpiredError as error:
-            return self._without(case, GatewayReason.TIMEOUT, str(error))
+            raise Abandoned(str(error)) from None
         except WorkerLostError as error:
             return self._without(case, GatewayReason.WORKER_LOST, str(error))
         except EngineError as error:

@@ -12,9 +12,9 @@ LATER = Deadline(float("inf"))
 GONE = Deadline(0.0)
 
 
-def entry(name: str, at: float, *, images: int = 1, deadline: Deadline = LATER) -> Entry[str]:
+def entry(name: str, at: float, *, images: int = 1, deadline: Deadline = LATER, caller: str = "") -> Entry[str]:
     """A submission whose model is the first letter of its name."""
-    return Entry(name[0], images, deadline, at, name)
+    return Entry(name[0], images, deadline, at, name, caller)
 
 
 def batcher(*entries: Entry[str], size_max: int = 4, wait_s_max: float = 1.0, queue_max: int = 100) -> Batcher[str]:
@@ -102,3 +102,25 @@ def test_the_queue_is_bounded_by_those_who_still_wait() -> None:
     assert names(waiting.take_all()) == ["a0", "a2"]
     assert waiting.depth == 0
     assert waiting.take(9.0, idle=True) == []
+
+
+def test_a_slice_does_not_wait_for_a_whole_study() -> None:
+    """The study was there first, and still gives every other place away."""
+    waiting = batcher(
+        *(entry(f"a-study{i}", 0.0, caller="ct") for i in range(50)),
+        *(entry(f"a-slice{i}", 0.5, caller="mr") for i in range(3)),
+    )
+    assert names(waiting.take(1.0, idle=True)) == ["a-study0", "a-slice0", "a-study1", "a-slice1"]
+    assert names(waiting.take(1.0, idle=True)) == ["a-study2", "a-slice2", "a-study3", "a-study4"]
+
+
+def test_more_callers_than_places_are_all_served_in_turn() -> None:
+    waiting = batcher(*(entry(f"a{caller}{i}", 0.0, caller=caller) for i in range(10) for caller in "stuvwxyz"))
+    batches = [names(waiting.take(1.0, idle=True)) for _ in range(4)]
+    assert sorted(name[1] for batch in batches[:2] for name in batch) == list("stuvwxyz")
+    assert sorted(name[1] for batch in batches[2:] for name in batch) == list("stuvwxyz")
+
+
+def test_the_order_of_one_caller_is_kept() -> None:
+    waiting = batcher(*(entry(f"a{i}", float(i), caller="ct") for i in range(8)))
+    assert [*names(waiting.take(9.0, idle=True)), *names(waiting.take(9.0, idle=True))] == [f"a{i}" for i in range(8)]

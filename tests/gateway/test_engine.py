@@ -33,7 +33,7 @@ from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.engine import EngineError, ExpiredError, GreyZone, WorkerLostError
 from gateway.engine.local import LocalEngine
-from gateway.errors import ConfigError, Overloaded
+from gateway.errors import Abandoned, ConfigError, Overloaded
 from gateway.finding import GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.profile import Profile
@@ -369,17 +369,17 @@ def test_what_the_engine_cannot_answer_is_indeterminate(model: ProtectedModel, c
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(ask, engine, case, rate=0.1, grey_p=0.2)
             _until(lambda: engine._process is not None and len(engine._process.sent) == 2)
+            with pytest.raises(Abandoned):  # the worker never sees it, and nothing is held for it
+                ask(engine, case, rate=0.1, grey_p=0.2, deadline=Deadline.after(0.2))
             engine.submit(case.image or Image(noise(1), "tiny"), soon(), None)
             with pytest.raises(Overloaded):
                 ask(engine, case, rate=0.1, grey_p=0.2)
             os.kill(pid, signal.SIGKILL)
             reasons.append(waiting.result(60).findings)
     reasons.append(ask(engine, case, rate=0.1, grey_p=0.2).findings)
+    of = GatewayReason
     assert [[(finding.outcome, finding.reason) for finding in findings] for findings in reasons] == [
-        [(Outcome.INDETERMINATE, GatewayReason.DETECTOR_ERROR)],
-        [(Outcome.INDETERMINATE, GatewayReason.TIMEOUT)],
-        [(Outcome.INDETERMINATE, GatewayReason.WORKER_LOST)],
-        [(Outcome.INDETERMINATE, GatewayReason.WORKER_LOST)],
+        [(Outcome.INDETERMINATE, reason)] for reason in (of.DETECTOR_ERROR, of.TIMEOUT, of.WORKER_LOST, of.WORKER_LOST)
     ]
 
 
