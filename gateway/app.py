@@ -7,7 +7,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 
 from gateway import durable, service_manager, telemetry
-from gateway.assembly import Plan, Records, build_service, build_upstreams, revocation_files, start_engine
+from gateway.assembly import Plan, Records, build_service, revocation_files, start_engine
 from gateway.audit.record import Started
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
@@ -29,7 +29,7 @@ from gateway.receivers.grpc_server import GrpcReceiver
 from gateway.receivers.identity import Gate
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
-from gateway.upstreams.upstream import Upstream
+from gateway.upstreams.upstreams import Upstreams
 
 DISTRIBUTION = "scanward"
 
@@ -52,7 +52,7 @@ class Served:
 
     plan: Plan
     engine: LocalEngine | None
-    upstreams: Mapping[str, Upstream]
+    upstreams: Upstreams
     service: ProtectionService
 
 
@@ -110,7 +110,9 @@ class App:
     def _serve(self, plan: Plan, records: Records, decompressor: Decompressor) -> None:
         """Build what the plan says and put it in the place of what served before; a failure changes nothing."""
         before = self._served
-        upstreams = build_upstreams(plan, records.metrics)
+        upstreams = Upstreams.of(
+            plan.config, plan.models, records.metrics, before=before.upstreams if before is not None else None
+        )
         kept = before is not None and before.plan.models == plan.models
         engine = before.engine if before is not None and kept else start_engine(plan, records.metrics)
         if engine is not None and not kept:
@@ -122,9 +124,15 @@ class App:
         records.throttle.configure(plan.config.limits)
         _say_age(records.metrics, plan)
         _log.info("serving", config_sha256=settings, count=len(plan.config.routes))
-        if before is not None and before.engine is not None and not kept:
-            # Calls that began before the change still wait for it, at the longest until their deadline.
-            last = threading.Timer(plan.config.receivers.grpc.call_s_max, before.engine.close)
+        if before is not None:
+            self._retire(before, plan.config.receivers.grpc.call_s_max)
+
+    def _retire(self, before: Served, after_s: float) -> None:
+        """Let go of what does not serve any more: calls that began before still use it, until their deadline."""
+        assert self._served is not None
+        before.upstreams.close(but=self._served.upstreams, after_s=after_s)
+        if before.engine is not None and before.engine is not self._served.engine:
+            last = threading.Timer(after_s, before.engine.close)
             last.daemon = True
             last.start()
 
@@ -256,7 +264,8 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names each mistake by its key.
     """
-    build_upstreams(Plan.of(config), Metrics())
+    plan = Plan.of(config)
+    Upstreams.of(config, plan.models, Metrics())
 
 
 def refuse_foreign_owners() -> None:

@@ -42,8 +42,7 @@ from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
 from gateway.store.spool import Spool
 from gateway.throttle import Throttle
-from gateway.upstreams.embedded import EmbeddedUpstream
-from gateway.upstreams.upstream import Upstream
+from gateway.upstreams.upstreams import Upstreams
 from signing import Trust, TrustError, TrustPolicy
 from signing.material import oldest_in_use
 from signing.trust import files_of
@@ -221,30 +220,12 @@ def start_engine(plan: Plan, metrics: Metrics) -> LocalEngine | None:
     return engine
 
 
-def build_upstreams(plan: Plan, metrics: Metrics) -> Mapping[str, Upstream]:
-    """The protected models that answer here, by name; loads each and asks it once. Raises `ConfigError`."""
-    wanted = {route.model for route in plan.config.routes.values() if route.upstream == "embedded"}
-    upstreams: dict[str, Upstream] = {}
-    for name, model in plan.models.items():
-        if name in wanted:
-            assert plan.config.engine is not None
-            upstreams[name] = EmbeddedUpstream(
-                name,
-                model.profile,
-                model.onnx,
-                device=plan.config.engine.device,
-                threads=plan.config.engine.threads,
-                metrics=metrics,
-            )
-    return upstreams
-
-
 def build_service(
     plan: Plan,
     records: Records,
     *,
     engine: Engine | None,
-    upstreams: Mapping[str, Upstream],
+    upstreams: Upstreams,
     decompressor: Decompressor,
 ) -> ProtectionService:
     """The service with a pipeline, a policy and an upstream for each route."""
@@ -256,7 +237,7 @@ def build_service(
             name,
             Pipeline(stages, records.metrics),
             ServicePolicy(policy),
-            upstreams[configured.model] if configured.model and configured.upstream == "embedded" else None,
+            upstreams.of_route(configured),
             _digests_of(plan, name, policy),
             plan.models[configured.model].profile if configured.model is not None else None,
             _tensors(plan, name, stages, records.metrics),
@@ -327,7 +308,11 @@ def _tensors(plan: Plan, route: str, stages: tuple[Stage, ...], metrics: Metrics
 def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:
     configured = plan.config.routes[route]
     model = plan.models[configured.model] if configured.model is not None else None
-    decides = {"policy": policy.model_dump(mode="json"), "upstream": configured.upstream}
+    decides: dict[str, object] = {"policy": policy.model_dump(mode="json"), "upstream": configured.upstream}
+    if configured.upstream == "kserve" and configured.model is not None:
+        remote = plan.config.models[configured.model].kserve
+        assert remote is not None
+        decides["server"] = [remote.address, remote.model, remote.version]
     return Digests(
         model=model.model_sha256 if model else "",
         profile=model.profile.sha256 if model else "",

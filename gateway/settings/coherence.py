@@ -58,16 +58,23 @@ def _route_mistakes(document: dict[str, Any]) -> Iterator[str]:
         route = _table(routes, name)
         if (wanted := route.get("trust")) is not None and (wanted not in trust or wanted == ARTEFACT_TRUST):
             yield f"routes.{name}.trust: there is no [trust.{wanted}]"
-        model = route.get("model")
-        if model is None:
-            if route.get("upstream") == "embedded":
-                yield f'routes.{name}.upstream: "embedded" needs a model'
+        yield from _upstream_mistakes(name, route, models)
+        if route.get("model") is None:
             continue
-        if model not in models:
-            yield f"routes.{name}.model: there is no [models.{model}]"
         where = f"routes.{name}.policy" if "policy" in route else "policy"
         if "detection" not in (_table(route, "policy") or _table(document, "policy")):
             yield f"{where}.detection: required, because route {name} has a model"
+
+
+def _upstream_mistakes(name: str, route: dict[str, Any], models: dict[str, Any]) -> Iterator[str]:
+    model, asked = route.get("model"), route.get("upstream")
+    if model is None:
+        if asked in {"embedded", "kserve"}:
+            yield f'routes.{name}.upstream: "{asked}" needs a model'
+    elif model not in models:
+        yield f"routes.{name}.model: there is no [models.{model}]"
+    elif asked == "kserve" and "kserve" not in _table(models, model):
+        yield f'routes.{name}.upstream: "kserve" needs [models.{model}.kserve]'
 
 
 def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from gateway.settings.fields import Address, File, SecretFile, Table
+from gateway.settings.fields import Address, File, SecretFile, Table, loopback
 
 
 class TlsConfig(Table):
@@ -43,7 +42,7 @@ class GrpcConfig(Table):
     def _protected(self) -> Self:
         if (self.tls is None) != self.unsafe_plaintext:
             raise ValueError("needs either a [receivers.grpc.tls] table or unsafe_plaintext = true")
-        if self.unsafe_plaintext and not _loopback(self.address):
+        if self.unsafe_plaintext and not loopback(self.address):
             raise ValueError(f"unsafe_plaintext is allowed on a loopback address only, not on {self.address}")
         return self
 
@@ -58,13 +57,3 @@ class MetricsConfig(Table):
     """Prometheus endpoint; it serves figures and health, never patient data."""
 
     address: Address
-
-
-def _loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gateway.settings.fields import Directory, File, Table
+from gateway.settings.fields import Address, Directory, File, SecretFile, Table, loopback
 
 
 class EngineConfig(Table):
@@ -21,6 +21,53 @@ class EngineConfig(Table):
     """Threads of the worker's arithmetic on the CPU."""
 
 
+class KServeTlsConfig(Table):
+    """How the model's server and the gateway know each other."""
+
+    roots: File
+    """Authorities of the server's certificate, PEM."""
+    certificate: File | None = None
+    """The gateway's own, where the server asks for one."""
+    private_key: SecretFile | None = None
+    server_name: str | None = None
+    """Name in the server's certificate, where it is not the host of the address."""
+
+    @model_validator(mode="after")
+    def _a_pair(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key belong together")
+        return self
+
+
+class KServeConfig(Table):
+    """A model server that speaks the Open Inference Protocol (KServe v2) over gRPC."""
+
+    address: Address
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Its name on that server."""
+    version: str = ""
+    """Empty: the one that the server chooses."""
+    tls: KServeTlsConfig | None = None
+    unsafe_plaintext: bool = False
+    """Without TLS; only to a loopback address."""
+    attempt_s_max: Annotated[float, Field(gt=0.0, le=600.0)] = 10.0
+    """Of one attempt; the caller's own deadline holds as well."""
+    attempts_max: Annotated[int, Field(ge=1, le=8)] = 3
+    """In all, while the server is not reached; a server that answers is never asked again."""
+    failures_max: Annotated[int, Field(ge=1, le=1000)] = 5
+    """In a row; then the server is left alone."""
+    pause_s: Annotated[float, Field(gt=0.0, le=600.0)] = 5.0
+    """For how long, until one scan may try."""
+
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if (self.tls is None) != self.unsafe_plaintext:
+            raise ValueError("needs either a tls table or unsafe_plaintext = true")
+        if self.unsafe_plaintext and not loopback(self.address):
+            raise ValueError(f"unsafe_plaintext is allowed to a loopback address only, not to {self.address}")
+        return self
+
+
 class ModelConfig(Table):
     """A protected model, what it expects, and the detectors fitted for it."""
 
@@ -29,3 +76,5 @@ class ModelConfig(Table):
     """ONNX, one file."""
     detectors: Directory
     """Artefact directory, as `scanward-lab fit` wrote it."""
+    kserve: KServeConfig | None = None
+    """Where the model is served, for routes with `upstream = "kserve"`."""

@@ -17,8 +17,8 @@ class RouteConfig(Table):
     """Name of a [trust.NAME]."""
     model: str | None = None
     """Name of a [models.NAME]; without it the route examines signatures only."""
-    upstream: Literal["embedded", "none"]
-    """Whether the model answers here, or the caller asks it himself once the scan is admitted."""
+    upstream: Literal["embedded", "kserve", "none"]
+    """Whether the model answers here, or on a server of its own, or the caller asks it once the scan is admitted."""
     policy: PolicyConfig | None = None
     """Replaces the global [policy] as a whole."""
 

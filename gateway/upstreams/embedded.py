@@ -16,7 +16,8 @@ from gateway.errors import ConfigError, UpstreamError
 from gateway.metrics import Metrics
 from gateway.profile import Profile
 from gateway.reply import Prediction
-from gateway.verdict import Disposition, Verdict
+from gateway.upstreams.upstream import admitted, prediction
+from gateway.verdict import Verdict
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _ERRORS_ONLY = 3
@@ -66,24 +67,23 @@ class EmbeddedUpstream:
         """It was asked once when it was loaded, and it is in this process."""
         return True
 
+    def close(self, after_s: float) -> None:
+        """Nothing is held but memory, which goes with the last call."""
+
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
         """See `upstream.Upstream.predict`."""
         started = time.perf_counter()
         outcome = "error"
         try:
-            pixels = _admitted(case, verdict)
+            pixels = admitted(case, verdict)
             if deadline.expired:
                 outcome = "timeout"
                 raise UpstreamError("the caller's deadline passed before the model was asked")
-            scores = self._profile.probabilities(self._run(pixels)).mean(axis=0)
-            if not np.isfinite(scores).all():
-                raise UpstreamError("the model gave scores that are not finite")
+            answer = prediction(self._name, self._profile, self._run(pixels))
             outcome = "ok"
+            return answer
         finally:
             self._metrics.upstream(self._name, outcome, time.perf_counter() - started)
-        return Prediction(
-            self._name, self._profile.version, self._profile.classes, tuple(scores.astype(float).tolist())
-        )
 
     def _run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """(frames, classes) as the graph gives it."""
@@ -114,19 +114,6 @@ class EmbeddedUpstream:
             wanted = len(self._profile.classes)
             raise ConfigError([f"models.{name}.profile: classes: {wanted} are named, the output is {output.shape}"])
         return self._fixed_batch
-
-
-def _admitted(case: Case, verdict: Verdict) -> NDArray[np.float32]:
-    """(frames, channels, rows, columns): what the verdict lets through, and nothing else."""
-    if verdict.disposition is Disposition.ADMIT and case.image is not None:
-        return case.image.pixels
-    if (
-        verdict.disposition is Disposition.ADMIT_DENOISED
-        and case.evidence is not None
-        and case.evidence.denoised is not None
-    ):
-        return case.evidence.denoised
-    raise UpstreamError("the verdict leaves nothing that the model may be asked about")
 
 
 def _session(model: bytes, name: str, device: str, threads: int) -> Any:

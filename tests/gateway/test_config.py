@@ -125,6 +125,9 @@ def test_reads_a_whole_configuration_with_paths_relative_to_its_file(
     assert config.routes["archive"].model is None
 
 
+KSERVE = '[models.chest.kserve]\naddress = "127.0.0.1:8001"\nmodel = "chest"\n[engine]\n'
+
+
 def test_the_reference_configuration_is_accepted(tmp_path: Path) -> None:
     """Every file that deploy/scanward.toml names is put where it says; nothing else is changed."""
     for key, value in _paths(tomllib.loads(REFERENCE.read_text())):
@@ -190,6 +193,14 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
         ("false_positive_rate = 0.01", "false_positive_rate = 1.0", "policy.detection.false_positive_rate"),
         ('denoise = "if_agree"', 'denoise = "never"', "policy.detection"),
         ('upstream = "none"', 'upstream = "embedded"', "routes.archive.upstream"),
+        ('upstream = "none"', 'upstream = "kserve"', "routes.archive.upstream"),
+        ('upstream = "embedded"', 'upstream = "kserve"', "routes.chest.upstream"),
+        ("[engine]", KSERVE, "models.chest.kserve"),
+        (
+            "[engine]",
+            KSERVE.replace('"127.0.0.1:8001"', '"10.0.0.1:1"\nunsafe_plaintext = true'),
+            "models.chest.kserve",
+        ),
         ('[routes.chest]\ntrust = "hospital"', '[routes.chest]\ntrust = "artefacts"', "routes.chest.trust"),
         ('public_keys = ["keys/receipt.pub"]', "public_keys = []", "trust.artefacts"),
         ("enrolled = true\n", "", "sources.0.enrolled"),

@@ -28,6 +28,7 @@ from gateway.receivers.identity import Gate
 from gateway.settings.coherence import DEFAULT
 from gateway.settings.config import Config
 from gateway.testing import WIDE_LIMITS, Site
+from gateway.upstreams.upstreams import Upstreams
 from signing import sign
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
@@ -79,7 +80,7 @@ def door(site: Site, tmp_path: Path) -> Iterator[Door]:
         records = Records.open(plan)
         closing.callback(records.close)
         decompressor = closing.enter_context(DisposableDecoder())
-        service = build_service(plan, records, engine=None, upstreams={}, decompressor=decompressor)
+        service = build_service(plan, records, engine=None, upstreams=Upstreams(), decompressor=decompressor)
         receiver = GrpcReceiver(
             plan.config.receivers.grpc,
             service=lambda: service,
@@ -344,7 +345,7 @@ def test_reflection_lists_the_services_to_known_callers_alone(door: Door) -> Non
 def test_a_port_in_use_is_a_configuration_error_not_a_shared_port(door: Door) -> None:
     plan = Plan.of(Config.load(door.config))
     taken = plan.config.receivers.grpc.model_copy(update={"address": door.address})
-    service = build_service(plan, door.records, engine=None, upstreams={}, decompressor=DisposableDecoder())
+    service = build_service(plan, door.records, engine=None, upstreams=Upstreams(), decompressor=DisposableDecoder())
     second = GrpcReceiver(
         taken, service=lambda: service, gate=lambda: plan.gate, spool=door.records.spool, throttle=door.records.throttle
     )
