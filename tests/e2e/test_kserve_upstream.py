@@ -19,7 +19,7 @@ from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG
-from gateway.audit.sinks import SqliteReader
+from gateway.audit.sqlite import SqliteReader
 from gateway.testing import GatewayProcess, Site
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
