@@ -165,6 +165,13 @@ def fewest(fpr: float, guarantee: Guarantee) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-fpr) - 1e-9)
 
 
+def smallest(n: int, guarantee: Guarantee) -> float:
+    """The p-value of a scan that is louder than all of n clean ones; raises InputError where there are none."""
+    if n < 1:
+        raise InputError("a p-value needs clean scans to compare with")
+    return 1 / (n + 1) if guarantee is Guarantee.MARGINAL else -math.expm1(math.log(1 - CONFIDENCE) / n)
+
+
 def table(n: int, guarantee: Guarantee) -> Tensor:
     """(n + 1,) float64: the p-value for c = 0 to n clean statistics at least as large."""
     counts = torch.arange(n + 1, dtype=torch.float64)

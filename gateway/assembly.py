@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.pixels.decode import Decompressor
-from gateway.policy import ServicePolicy
+from gateway.policy import ServicePolicy, effective
 from gateway.protected import ProtectedModel
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary
@@ -53,7 +52,6 @@ QUARANTINE, SPOOL = "quarantine", "spool"
 """Folders in the storage directory."""
 
 _SECONDS_A_DAY = 86_400.0
-_SEVERITY = {"unsafe_admit": 0, "quarantine": 1, "reject": 2}
 
 T = TypeVar("T")
 Seen: TypeAlias = tuple[tuple[str, int, int, int], ...]
@@ -83,7 +81,8 @@ class Plan:
         trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}
         for name, route in config.routes.items():
             if route.model is not None and (model := models[route.model]) is not None:
-                gather(partial(_check_calibration, config, name, model))
+                where = f"routes.{name}.policy" if route.policy is not None else "policy"
+                gather(partial(model.require_fit_for, config.policy_of(name), where))
         gather.finish()
         assert keys is not None
         assert gate is not None
@@ -230,6 +229,7 @@ def build_service(
 ) -> ProtectionService:
     """The service with a pipeline, a policy and an upstream for each route."""
     routes = {}
+    monitored = {each.name: each.unsafe_monitor_until for each in plan.config.sources if each.unsafe_monitor_until}
     for name, configured in plan.config.routes.items():
         policy = effective_policy(plan, name)
         stages = _stages(plan, name, policy, records=records, engine=engine, decompressor=decompressor)
@@ -241,6 +241,8 @@ def build_service(
             _digests_of(plan, name, policy),
             plan.models[configured.model].profile if configured.model is not None else None,
             _tensors(plan, name, stages, records.metrics),
+            monitored=monitored,
+            p_value_min=plan.models[configured.model].p_value_min if configured.model is not None else None,
         )
     return ProtectionService(
         routes,
@@ -256,17 +258,10 @@ def build_service(
 
 
 def effective_policy(plan: Plan, route: str) -> PolicyConfig:
-    """The service policy that a route is judged by.
-
-    The trust policy and the service policy both say what becomes of an unsigned scan; the worse of the two words
-    holds, so that an unsigned scan is admitted only where both admit it. Without a model nothing is detected.
-    """
+    """The service policy that a route is judged by."""
     configured = plan.config.routes[route]
-    policy = plan.config.policy_of(route)
-    words = (policy.signature.unsigned, plan.trusts[configured.trust].trust.policy.unsigned)
-    signature = policy.signature.model_copy(update={"unsigned": max(words, key=_SEVERITY.__getitem__)})
-    detection = policy.detection if configured.model is not None else None
-    return policy.model_copy(update={"signature": signature, "detection": detection})
+    unsigned = plan.trusts[configured.trust].trust.policy.unsigned
+    return effective(plan.config.policy_of(route), trust_unsigned=unsigned, has_model=configured.model is not None)
 
 
 def _stages(
@@ -326,24 +321,6 @@ def _model(config: Config, name: str) -> ProtectedModel:
     if config.trust.artefacts is None:
         raise ConfigError(["trust.artefacts: required, because there are models"])
     return ProtectedModel.load(name, config.models[name], config.trust.artefacts)
-
-
-def _check_calibration(config: Config, route: str, model: ProtectedModel) -> None:
-    """A rate that the detectors were not calibrated for would be a promise that nobody measured."""
-    own = config.routes[route].policy is not None
-    where = f"routes.{route}.policy.detection" if own else "policy.detection"
-    detection = config.policy_of(route).detection
-    if detection is None:
-        return  # named by its key when the file was read
-    if detection.false_positive_rate < model.false_positive_rate:
-        raise ConfigError(
-            [
-                f"{where}.false_positive_rate: not calibrated: the detectors of models.{model.name} were fitted for "
-                f"{model.false_positive_rate:g}, and {detection.false_positive_rate:g} is asked for"
-            ]
-        )
-    if detection.denoise == "if_agree" and not json.loads(model.manifest).get("denoisers"):
-        raise ConfigError([f'{where}.denoise: "if_agree", and the artefact of models.{model.name} has no denoiser'])
 
 
 def revocation_files(config: TrustConfig) -> Seen:

@@ -71,6 +71,8 @@ class Case:
     """Aware, UTC: the time that validity of certificates is judged at."""
     digests: Digests
     findings: tuple[Finding, ...] = ()
+    study_held: int = 0
+    """Earlier instances of the same study, sent as a whole, that were held or refused; 0 for a scan sent alone."""
     view: VerifiedView | None = None
     image: Image | None = None
     evidence: Evidence | None = None

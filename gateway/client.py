@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,10 @@ CHUNK_BYTES = 256 << 10
 IN_FLIGHT = 8
 """Scans of a folder that are under way at once: enough for the engine to fill batches."""
 
+STUDY_TIMEOUT_S = 900.0
+"""For a whole study; the gateway may allow less."""
+
+_ADMITTED = frozenset({"admit", "admit_denoised"})
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _RETRIES = {
@@ -71,7 +75,30 @@ class Answer:
     @property
     def admitted(self) -> bool:
         """Whether the scan may go on to the model."""
-        return self.disposition in {"admit", "admit_denoised"}
+        return self.disposition in _ADMITTED
+
+
+@dataclass(frozen=True, slots=True)
+class StudyAnswer:
+    """The gateway's answer about a whole study."""
+
+    study_sha256: str
+    """Digest of Study Instance UID; empty where no instance could be read."""
+    disposition: str
+    reasons: tuple[str, ...]
+    receipt: bytes
+    log_index: int
+    instances: int
+    """Answered about; the same bytes count once."""
+    p_value: float | None
+    """Of "every slice is clean"; None for submitters, and where the detectors examined none."""
+    slices: tuple[pb.StudySlice, ...]
+    """Empty for submitters."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether every instance may go on, and all of them together."""
+        return self.disposition in _ADMITTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +205,48 @@ class Client:
             while under_way:
                 yield under_way.popleft().result()
 
+    def study(
+        self, paths: Sequence[Path], route: str = "", *, timeout_s: float = STUDY_TIMEOUT_S
+    ) -> Iterator[Screened | StudyAnswer]:
+        """Have the files of one study examined on one stream; yields each in order, and at the end the study.
+
+        Raises:
+            ClientError: the call ended without the study's answer; what was yielded until then holds.
+        """
+        begun: list[float] = []
+        unreadable: list[OSError] = []
+
+        def parts() -> Iterator[pb.ProtectChunk]:
+            try:
+                for path in paths:
+                    begun.append(time.perf_counter())
+                    with path.open("rb") as file:
+                        yield pb.ProtectChunk(begin=pb.Begin(route=route, size_hint=path.stat().st_size))
+                        for chunk in _chunks_of_file(file):
+                            yield pb.ProtectChunk(data=chunk)
+                        yield pb.ProtectChunk(end=pb.End())
+            except OSError as error:
+                unreadable.append(error)
+                call.cancel()  # what was sent must not pass for the whole study
+
+        left = iter(enumerate(paths))
+        call = self._stub.ProtectStudy(parts(), timeout=timeout_s, metadata=self._metadata)
+        try:
+            for reply in call:
+                if reply.WhichOneof("reply") == "study":
+                    yield _study_answer(reply.study)
+                    return
+                number, path = next(left)
+                took = time.perf_counter() - begun[number]
+                yield Screened(path, _answer(reply.instance, reply.detail), None, took)
+        except grpc.RpcError as error:
+            if unreadable:
+                problem = unreadable[0]
+                raise ClientError("CLIENT", f"{problem.filename}: {problem.strerror}") from error
+            raise ClientError(error.code().name, error.details() or "no reason was given") from error
+        finally:
+            call.cancel()
+
     def _screen_one(self, path: Path, route: str) -> Screened:
         started = time.perf_counter()
         try:
@@ -189,7 +258,7 @@ class Client:
     def _unary(self, data: bytes, route: str, timeout_s: float) -> Answer:
         request = pb.ProtectRequest(dicom=data, route=route)
         reply, call = self._stub.Protect.with_call(request, timeout=timeout_s, metadata=self._metadata)
-        return _answer(reply, call)
+        return _answer(reply, _detail(call))
 
     def _streamed(self, chunks: Iterator[bytes], size: int, route: str, timeout_s: float) -> Answer:
         def parts() -> Iterator[pb.ProtectChunk]:
@@ -199,7 +268,7 @@ class Client:
             yield pb.ProtectChunk(end=pb.End())
 
         reply, call = self._stub.ProtectStream.with_call(parts(), timeout=timeout_s, metadata=self._metadata)
-        return _answer(reply, call)
+        return _answer(reply, _detail(call))
 
 
 def files_in(path: Path) -> list[Path]:
@@ -228,13 +297,34 @@ def _chunks_of_file(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _answer(reply: pb.ProtectReply, call: grpc.Call) -> Answer:
-    trailers = dict(call.trailing_metadata() or ())
+def _detail(call: grpc.Call) -> str:
+    return str(dict(call.trailing_metadata() or ()).get("scanward-detail", ""))
+
+
+def _disposition(word: pb.Disposition) -> str:
+    name: str = pb.Disposition.Name(word)
+    return name.removeprefix("DISPOSITION_").lower()
+
+
+def _study_answer(reply: pb.StudyVerdict) -> StudyAnswer:
+    return StudyAnswer(
+        study_sha256=reply.study_sha256,
+        disposition=_disposition(reply.disposition),
+        reasons=tuple(reply.reasons),
+        receipt=reply.receipt,
+        log_index=reply.log_index,
+        instances=reply.instances,
+        p_value=reply.p_value if reply.HasField("p_value") else None,
+        slices=tuple(reply.slices),
+    )
+
+
+def _answer(reply: pb.ProtectReply, detail: str) -> Answer:
     return Answer(
         scan_sha256=reply.scan_sha256,
-        disposition=pb.Disposition.Name(reply.disposition).removeprefix("DISPOSITION_").lower(),
+        disposition=_disposition(reply.disposition),
         reasons=tuple(reply.reasons),
-        detail=str(trailers.get("scanward-detail", "")),
+        detail=detail,
         prediction=reply.prediction if reply.HasField("prediction") else None,
         receipt=reply.receipt,
         log_index=reply.log_index,

@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.reply import Prediction
+from gateway.study import Judged
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 
@@ -33,6 +34,26 @@ def examination_sha256(findings: Sequence[Finding], verdict: Verdict) -> str:
     and statistics of the findings are what makes this one impossible to guess.
     """
     document = {"findings": [of_finding(finding) for finding in findings], "verdict": of_verdict(verdict)}
+    return hashlib.sha256(canonical(document)).hexdigest()
+
+
+def study_sha256(judged: Judged) -> str:
+    """One digest over what was found in each slice and what was decided about them together, as above."""
+    document = {
+        "slices": [
+            {
+                "scan_sha256": each.reply.scan_sha256,
+                "findings": [of_finding(finding) for finding in each.reply.findings],
+                "verdict": of_verdict(each.reply.verdict),
+                "p_value": each.p_value,
+                "adjusted_p_value": each.adjusted,
+            }
+            for each in judged.slices
+        ],
+        "p_value": judged.p_value,
+        "false_discovery_rate": judged.false_discovery_rate,
+        "verdict": of_verdict(judged.verdict),
+    }
     return hashlib.sha256(canonical(document)).hexdigest()
 
 
@@ -71,15 +92,20 @@ def of_verdict(verdict: Verdict) -> Document:
         "disposition": verdict.disposition.label,
         "reasons": [str(reason) for reason in verdict.reasons],
         "unsafe": list(verdict.unsafe),
+        "rules": list(verdict.rules),
+        "instead_of": None if verdict.instead_of is None else of_verdict(verdict.instead_of),
     }
 
 
 def to_verdict(document: Mapping[str, Any]) -> Verdict:
     """The verdict that `of_verdict` wrote; raises KeyError, TypeError or ValueError on anything else."""
+    meant = document["instead_of"]
     return Verdict(
         Disposition[document["disposition"].upper()],
         tuple(_reason(reason) for reason in document["reasons"]),
         tuple(document["unsafe"]),
+        tuple(document["rules"]),
+        None if meant is None else to_verdict(meant),
     )
 
 

@@ -40,6 +40,9 @@ class Metrics:
         self._scans = Counter(
             "scanward_scans", "Scans answered", ["receiver", "modality", "disposition"], registry=registry
         )
+        self._studies = Counter(
+            "scanward_studies", "Whole studies answered", ["receiver", "disposition"], registry=registry
+        )
         self._stage = Histogram(
             "scanward_stage_seconds", "Wall time of a stage", ["stage"], buckets=_STAGE_BUCKETS, registry=registry
         )
@@ -125,6 +128,10 @@ class Metrics:
         self._protect.labels(receiver, disposition).observe(seconds)
         for setting in verdict.unsafe:
             self._unsafe.labels(setting).inc()
+
+    def study_answered(self, receiver: str, verdict: Verdict) -> None:
+        """Count one study that was sent as a whole and answered."""
+        self._studies.labels(receiver, verdict.disposition.label).inc()
 
     def signature(self, outcome: str, reason: str, profile: str) -> None:
         """Count one examined signature under the trust policy's required profile."""

@@ -10,9 +10,12 @@ from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from detectors.calibration import Guarantee, smallest
+from detectors.errors import InputError
 from gateway.errors import ConfigError
 from gateway.profile import Profile
 from gateway.settings.models import ModelConfig
+from gateway.settings.policy import PolicyConfig
 from gateway.settings.trust import ArtefactTrust
 from signing import EnvelopeError, envelope
 
@@ -41,6 +44,10 @@ class ProtectedModel:
     """What the calibration promises: `confident` or `marginal`."""
     false_positive_rate: float
     """The smallest rate that the detectors were calibrated for."""
+    p_value_min: float
+    """The p-value of a scan that is louder than every clean one of the calibration: ranks end there."""
+    detectors: frozenset[str]
+    """Names of the detectors, deciding and reported."""
 
     @classmethod
     def load(cls, name: str, config: ModelConfig, trust: ArtefactTrust) -> Self:
@@ -55,15 +62,16 @@ class ProtectedModel:
         try:
             facts = json.loads(manifest)
             guarantee, rate = str(facts["guarantee"]), float(facts["fpr"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            p_value_min = smallest(int(facts["n_b"]), Guarantee(guarantee))
+            detectors = frozenset(dict(facts["detectors"]))
+        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise ConfigError([f"{where}: the manifest is malformed"]) from error
         if guarantee != "confident" and not trust.unsafe_marginal_guarantee:
             raise ConfigError(
                 [f"{where}: its guarantee is {guarantee}; trust.artefacts.unsafe_marginal_guarantee would be needed"]
             )
-        return cls(
-            name, profile, _read(config.model, f"models.{name}.model"), config.detectors, manifest, guarantee, rate
-        )
+        model = _read(config.model, f"models.{name}.model")
+        return cls(name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, detectors)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,6 +87,33 @@ class ProtectedModel:
     def artefact_sha256(self) -> str:
         """Lower-case hexadecimal digest of the manifest, which names every other file of the artefact by digest."""
         return hashlib.sha256(self.manifest).hexdigest()
+
+    def require_fit_for(self, policy: PolicyConfig, where: str) -> None:
+        """A rate that the detectors were not calibrated for would be a promise that nobody measured.
+
+        Raises:
+            ConfigError: the policy, written under the key `where`, asks the detectors for what they cannot say.
+        """
+        detection = policy.detection
+        if detection is None:
+            return  # named by its key when the file was read
+        problems = []
+        if detection.false_positive_rate < self.false_positive_rate:
+            problems.append(
+                f"{where}.detection.false_positive_rate: not calibrated: the detectors of models.{self.name} were "
+                f"fitted for {self.false_positive_rate:g}, and {detection.false_positive_rate:g} is asked for"
+            )
+        if detection.denoise == "if_agree" and not json.loads(self.manifest).get("denoisers"):
+            problems.append(
+                f'{where}.detection.denoise: "if_agree", and the artefact of models.{self.name} has no denoiser'
+            )
+        problems += [
+            f"{where}.rules.{place}.detectors.{name}: the artefact of models.{self.name} has no such detector"
+            for place, rule in enumerate(policy.rules)
+            for name in sorted(set(rule.detectors) - self.detectors)
+        ]
+        if problems:
+            raise ConfigError(problems)
 
 
 def _believed_manifest(directory: Path, trust: ArtefactTrust, where: str) -> bytes:

@@ -15,9 +15,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gateway import documents
-from gateway.case import Case
+from gateway.case import Case, Digests
 from gateway.errors import GatewayError
 from gateway.reply import Consequence, Receipt
+from gateway.study import Judged
 from gateway.verdict import Verdict
 from signing import envelope
 from signing.errors import EnvelopeError
@@ -25,6 +26,7 @@ from signing.errors import EnvelopeError
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://scanward.dev/receipt/v1"
+STUDY_PREDICATE_TYPE = "https://scanward.dev/study-receipt/v1"
 
 
 class ReceiptError(GatewayError):
@@ -53,10 +55,35 @@ class Notary:
                 "receivedAt": _rfc3339(case.received_at),
                 "route": case.scan.route,
                 "disposition": verdict.disposition.label,
+                "insteadOf": None if verdict.instead_of is None else verdict.instead_of.disposition.label,
                 "examination": {"sha256": documents.examination_sha256(case.findings, verdict)},
                 "prediction": None if prediction is None else {"sha256": prediction.sha256},
                 "quarantineId": consequence.quarantine_id,
-                "decidedBy": {name: {"sha256": digest} for name, digest in asdict(case.digests).items() if digest},
+                "decidedBy": _decided_by(case.digests),
+            },
+        }
+        return Receipt(envelope.seal(documents.canonical(statement), PAYLOAD_TYPE, self._key))
+
+    def issue_study(self, judged: Judged) -> Receipt:
+        """Bind the instances of a study, what became of each, and the decision about all of them."""
+        replies = [each.reply for each in judged.slices]
+        verdict = judged.verdict
+        statement = {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": "scan", "digest": {"sha256": reply.scan_sha256}} for reply in replies],
+            "predicateType": STUDY_PREDICATE_TYPE,
+            "predicate": {
+                "issuedAt": _rfc3339(self._clock()),
+                "route": judged.route,
+                "study": None if judged.study_digest is None else {"sha256": judged.study_digest},
+                "disposition": verdict.disposition.label,
+                "insteadOf": None if verdict.instead_of is None else verdict.instead_of.disposition.label,
+                "examination": {"sha256": documents.study_sha256(judged)},
+                "instances": [
+                    {"disposition": reply.verdict.disposition.label, "receipt": {"sha256": reply.receipt.sha256}}
+                    for reply in replies
+                ],
+                "decidedBy": _decided_by(judged.digests),
             },
         }
         return Receipt(envelope.seal(documents.canonical(statement), PAYLOAD_TYPE, self._key))
@@ -76,9 +103,13 @@ def verify_receipt(sealed: bytes, keys: Sequence[Ed25519PublicKey]) -> dict[str,
         raise ReceiptError("the payload is not JSON") from None
     if not isinstance(statement, dict) or statement.get("_type") != STATEMENT_TYPE:
         raise ReceiptError("the payload is no in-toto statement")
-    if statement.get("predicateType") != PREDICATE_TYPE:
+    if statement.get("predicateType") not in (PREDICATE_TYPE, STUDY_PREDICATE_TYPE):
         raise ReceiptError("the statement is no receipt of version 1")
     return statement
+
+
+def _decided_by(digests: Digests) -> dict[str, dict[str, str]]:
+    return {name: {"sha256": digest} for name, digest in asdict(digests).items() if digest}
 
 
 def _rfc3339(at: datetime) -> str:

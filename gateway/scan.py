@@ -18,8 +18,11 @@ MODALITIES = frozenset({"CR", "CT", "DX", "IO", "MG", "MR", "NM", "OP", "OPT", "
 ANONYMOUS = "anonymous"
 """Name of the source of a call whose sender is not known; no source of the configuration may have it."""
 
+OTHER_MODALITY = "other"
+
 _MODALITY = 0x00080060
 _SOP_INSTANCE_UID = 0x00080018
+_STUDY_INSTANCE_UID = 0x0020000D
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,20 @@ class Scan:
     def modality(self) -> str:
         """Modality as a bounded label: one of `MODALITIES`, else `other`."""
         value = self._header(_MODALITY)
-        return value if value in MODALITIES else "other"
+        return value if value in MODALITIES else OTHER_MODALITY
 
     @property
     def sop_instance_digest(self) -> str | None:
         """SHA-256 of SOP Instance UID, the form in which an instance may be named in logs; None if it has none."""
-        value = self._header(_SOP_INSTANCE_UID)
+        return self._uid_digest(_SOP_INSTANCE_UID)
+
+    @property
+    def study_digest(self) -> str | None:
+        """SHA-256 of Study Instance UID, by which the instances of a study are told to be one; None if it has none."""
+        return self._uid_digest(_STUDY_INSTANCE_UID)
+
+    def _uid_digest(self, tag: int) -> str | None:
+        value = self._header(tag)
         return hashlib.sha256(value.encode()).hexdigest() if value else None
 
     def _header(self, tag: int) -> str | None:

@@ -37,3 +37,12 @@ class Verdict:
     """Why it is not a plain admission, gravest stage first; empty on ADMIT."""
     unsafe: tuple[str, ...] = ()
     """Names of the `unsafe_…` settings without which the scan would not have been admitted; each use is counted."""
+    rules: tuple[str, ...] = ()
+    """Names of the policy's rules that called for the disposition."""
+    instead_of: Verdict | None = None
+    """In monitor mode, the verdict that was not carried out."""
+
+    @property
+    def meant(self) -> Verdict:
+        """What would have been done without monitor mode; without it, what is done."""
+        return self.instead_of or self

@@ -11,6 +11,7 @@ from gateway.case import Case
 from gateway.errors import GatewayError
 from gateway.queries import QueryAlarm
 from gateway.reply import Receipt
+from gateway.study import Judged
 from gateway.verdict import Verdict
 
 SCHEMA = 1
@@ -57,9 +58,17 @@ class Decided(_Facts):
     source: str
     """Configured name of the source, and who of it where an identity provider says so."""
     enrolled: bool
+    modality: str
+    """A defined term, bounded as in metrics."""
+    study_held: int
+    """Earlier instances of the study, sent as a whole, that were held or refused."""
     disposition: str
     reasons: tuple[str, ...]
     unsafe: tuple[str, ...]
+    rules: tuple[str, ...]
+    """The policy's rules that called for the disposition."""
+    instead_of: dict[str, Any] | None
+    """In monitor mode, the verdict that was not carried out."""
     findings: tuple[dict[str, Any], ...]
     """Stage, outcome, reason and statistics of each; the sentences for people are left out."""
     examination_sha256: str
@@ -80,9 +89,13 @@ class Decided(_Facts):
             receiver=scan.receiver,
             source=scan.source.identity,
             enrolled=scan.source.enrolled,
+            modality=scan.modality,
+            study_held=case.study_held,
             disposition=verdict.disposition.label,
             reasons=tuple(str(reason) for reason in verdict.reasons),
             unsafe=verdict.unsafe,
+            rules=verdict.rules,
+            instead_of=None if verdict.instead_of is None else documents.of_verdict(verdict.instead_of),
             findings=tuple(_without_prose(documents.of_finding(finding)) for finding in case.findings),
             examination_sha256=documents.examination_sha256(case.findings, verdict),
             digests=asdict(case.digests),
@@ -103,6 +116,57 @@ class Answered(_Facts):
     def of(cls, case: Case, receipt: Receipt) -> Answered:
         """The record of one answer."""
         return cls(case.scan.sha256, case.scan.route, receipt.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyDecided(_Facts):
+    """A study was decided about, after each of its instances; written before the sender hears."""
+
+    kind: ClassVar[str] = "study"
+
+    study_digest: str | None
+    route: str
+    receiver: str
+    source: str
+    instances: tuple[int, ...]
+    """Index of each instance's `answered` record, in the order in which they were sent."""
+    p_values: tuple[float | None, ...]
+    """With which each went into the study's; none where the detectors did not examine it."""
+    suspect: tuple[int, ...]
+    """Those of `instances` that the slices together point at."""
+    p_value: float | None
+    false_discovery_rate: float | None
+    disposition: str
+    reasons: tuple[str, ...]
+    unsafe: tuple[str, ...]
+    instead_of: dict[str, Any] | None
+    examination_sha256: str
+    """Digest of everything found and decided, as the study's receipt binds it."""
+    receipt_sha256: str
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, judged: Judged, receipt: Receipt) -> StudyDecided:
+        """The record of one study."""
+        verdict = judged.verdict
+        return cls(
+            study_digest=judged.study_digest,
+            route=judged.route,
+            receiver=judged.receiver,
+            source=judged.source.name,
+            instances=tuple(each.reply.place for each in judged.slices),
+            p_values=tuple(each.p_value for each in judged.slices),
+            suspect=tuple(each.reply.place for each in judged.slices if judged.suspect(each)),
+            p_value=judged.p_value,
+            false_discovery_rate=judged.false_discovery_rate,
+            disposition=verdict.disposition.label,
+            reasons=tuple(str(reason) for reason in verdict.reasons),
+            unsafe=verdict.unsafe,
+            instead_of=None if verdict.instead_of is None else documents.of_verdict(verdict.instead_of),
+            examination_sha256=documents.study_sha256(judged),
+            receipt_sha256=receipt.sha256,
+            digests=asdict(judged.digests),
+        )
 
 
 @dataclass(frozen=True, slots=True)

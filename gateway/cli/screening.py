@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.cli import CannotRun
-from gateway.client import Client, ClientError, Screened, files_in
+from gateway.client import Client, ClientError, Screened, StudyAnswer, files_in
 
 _COLOURS = {"admit": "green", "admit_denoised": "cyan", "quarantine": "yellow", "reject": "red", "error": "bold red"}
+T = TypeVar("T")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -26,6 +27,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--address", required=True, envvar="SCANWARD_ADDRESS", help="HOST:PORT of the gateway.")
 @click.option("--route", default="", help="Route; not needed where the sender has only one.")
+@click.option("--study", "as_study", is_flag=True, help="The files are one study: sent on one stream, judged as one.")
 @click.option("--token-file", type=_FILE, help="File with the bearer token; else SCANWARD_TOKEN is taken.")
 @click.option("--ca", type=_FILE, help="CA of the gateway's certificate, PEM; without it only loopback is talked to.")
 @click.option("--cert", type=_FILE, help="Client certificate, PEM.")
@@ -38,6 +40,7 @@ def screen(
     paths: tuple[Path, ...],
     address: str,
     route: str,
+    as_study: bool,
     token_file: Path | None,
     ca: Path | None,
     cert: Path | None,
@@ -55,24 +58,57 @@ def screen(
         with Client(
             address, token=_token(token_file), ca=_bytes(ca), certificate=_bytes(cert), private_key=_bytes(key)
         ) as client:
-            results = _collected(client.screen(files, route), len(files), quiet=as_json)
+            if as_study:
+                results, study = _parted(_collected(client.study(files, route), len(files), quiet=as_json))
+            else:
+                results, study = _collected(client.screen(files, route), len(files), quiet=as_json), None
     except ClientError as error:
         raise CannotRun(error.message) from error
     if as_json:
-        admitted = all(result.answer is not None and result.answer.admitted for result in results)
-        click.echo(json.dumps({"scans": [_document(result) for result in results], "ok": admitted}))
+        ok = _exit_code(results, study) == 0
+        document = {"scans": [_document(result) for result in results], "ok": ok}
+        click.echo(json.dumps(document if study is None else {**document, "study": _study_document(study)}))
     else:
         _show(results)
-    ctx.exit(_exit_code(results))
+        if study is not None:
+            click.echo(_study_sentence(study))
+    ctx.exit(_exit_code(results, study))
 
 
-def _exit_code(results: list[Screened]) -> int:
+def _exit_code(results: list[Screened], study: StudyAnswer | None) -> int:
     if any(result.answer is None for result in results):
         return CannotRun.exit_code
-    return 0 if all(result.answer is not None and result.answer.admitted for result in results) else 1
+    admitted = all(result.answer is not None and result.answer.admitted for result in results)
+    return 0 if admitted and (study is None or study.admitted) else 1
 
 
-def _collected(results: Iterable[Screened], total: int, *, quiet: bool) -> list[Screened]:
+def _parted(results: list[Screened | StudyAnswer]) -> tuple[list[Screened], StudyAnswer]:
+    """The instances, and the study that they are."""
+    *instances, study = results
+    assert isinstance(study, StudyAnswer)
+    return [each for each in instances if isinstance(each, Screened)], study
+
+
+def _study_sentence(study: StudyAnswer) -> str:
+    reasons = f" ({', '.join(study.reasons)})" if study.reasons else ""
+    together = "" if study.p_value is None else f"; p of all slices together {study.p_value:.3g}"
+    return f"study of {study.instances} instances: {study.disposition}{reasons}{together}; record {study.log_index}"
+
+
+def _study_document(study: StudyAnswer) -> dict[str, Any]:
+    """The study of the JSON document; what this caller may not see is null."""
+    return {
+        "study_sha256": study.study_sha256,
+        "disposition": study.disposition,
+        "reasons": list(study.reasons),
+        "instances": study.instances,
+        "p_value": study.p_value,
+        "suspect": [each.scan_sha256 for each in study.slices if each.suspect],
+        "log_index": study.log_index,
+    }
+
+
+def _collected(results: Iterable[T], total: int, *, quiet: bool) -> list[T]:
     """All results, with a bar on the terminal while they come."""
     console = Console(stderr=True)
     bar = Progress(

@@ -17,24 +17,24 @@ from gateway.deadline import Deadline
 from gateway.errors import ConfigError, ScanError
 from gateway.receivers import kserve
 from gateway.receivers.calls import Calls, current_caller
+from gateway.receivers.chunks import Received, next_object, pieces
 from gateway.receivers.doorkeeper import Doorkeeper
 from gateway.receivers.identity import Gate
-from gateway.receivers.receiver import CutOff, Inflation
-from gateway.receivers.wire import sentence, to_wire
+from gateway.receivers.receiver import Inflation
+from gateway.receivers.studies import StudyRoom
+from gateway.receivers.wire import sentence, study_to_wire, to_wire
 from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.service import ProtectionService
 from gateway.settings.doors import GrpcConfig, TlsConfig
-from gateway.store.spool import Spool
+from gateway.store.spool import Spool, SpoolWriter
+from gateway.study import Study
 from gateway.throttle import Throttle
-from signing.hashed import Hashed
 
 RECEIVER = "grpc"
 """Name of this door in metrics and records."""
 READY = "ready"
 """Health service that is SERVING once the detectors are loaded; the empty name says that the process lives."""
-CHUNK_BYTES_MAX = 4 << 20
-"""Of one piece of a stream; senders use 256 KiB."""
 
 _MESSAGE_OVERHEAD = 4096
 """Room for the route and the field headers beside the object."""
@@ -53,6 +53,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         spool: Spool,
         calls: Calls,
         inflation: Inflation,
+        studies: StudyRoom,
     ) -> None:
         """`service` is asked for at each call, so that a reload reaches the next call whole."""
         self._config = config
@@ -60,6 +61,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         self._spool = spool
         self._calls = calls
         self._inflation = inflation
+        self._studies = studies
 
     def Protect(self, request: pb.ProtectRequest, context: grpc.ServicerContext) -> pb.ProtectReply:  # noqa: N802
         """Examine an object that came in one message."""
@@ -71,55 +73,74 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         """Examine an object that came in pieces."""
         return self._answer(context, lambda deadline: self._streamed(request_iterator, deadline))
 
+    def ProtectStudy(  # noqa: N802
+        self, request_iterator: Iterator[pb.ProtectChunk], context: grpc.ServicerContext
+    ) -> Iterator[pb.StudyReply]:
+        """Examine the instances of a study as they come, and then the study."""
+        seconds = self._config.study_s_max
+        return self._calls.run(context, lambda deadline: self._study(request_iterator, deadline), seconds=seconds)
+
     def _unary(self, request: pb.ProtectRequest, deadline: Deadline) -> Reply:
         if len(request.dicom) > self._config.message_bytes_max:
             raise ScanError(f"the object is larger than {self._config.message_bytes_max} bytes: stream it")
-        return self._protect(request.dicom, request.route, deadline)
+        return self._protect(Received(request.route, request.dicom), deadline)
 
     def _streamed(self, chunks: Iterator[pb.ProtectChunk], deadline: Deadline) -> Reply:
-        parts = _received(chunks)
-        first = next(parts, None)
-        if first is None or first.WhichOneof("part") != "begin":
+        received = next_object(pieces(chunks), self._begin)
+        if received is None:
             raise ScanError("a stream starts with Begin")
+        return self._protect(received, deadline)
+
+    def _begin(self, begin: pb.Begin) -> tuple[str, SpoolWriter]:
+        """Ask whether the sender may, before any byte is taken."""
         sender = current_caller()
-        route = sender.route(first.begin.route)
+        route = sender.route(begin.route)
         self._calls.throttle.admit(sender.source)
         share = self._calls.throttle.limits_of(sender.source).spool_share
-        with self._spool.open(first.begin.size_hint, owner=sender.source.identity, share=share) as writer:
-            for part in parts:
-                kind = part.WhichOneof("part")
-                if kind == "end":
-                    break
-                if kind != "data":
-                    raise ScanError("after Begin a stream holds data, then End")
-                if len(part.data) > CHUNK_BYTES_MAX:
-                    raise ScanError(f"a piece of {len(part.data)} bytes; at most {CHUNK_BYTES_MAX} are taken at once")
-                writer.write(part.data)
-            else:
-                raise CutOff(f"the stream was cut off after {writer.size} bytes: there was no End")
-            sha256, hashed, data = writer.sha256, writer.hashed(), writer.seal()
-        return self._protect(data, route, deadline, sha256=sha256, hashed=hashed)
+        return route, self._spool.open(begin.size_hint, owner=sender.source.identity, share=share)
 
-    def _protect(
-        self,
-        data: bytes | memoryview,
-        route: str,
-        deadline: Deadline,
-        *,
-        sha256: str | None = None,
-        hashed: Hashed | None = None,
-    ) -> Reply:
+    def _study(self, chunks: Iterator[pb.ProtectChunk], deadline: Deadline) -> Iterator[pb.StudyReply]:
+        caller, parts = current_caller(), pieces(chunks)
+        study: Study | None = None
+
+        def begin(begin: pb.Begin) -> tuple[str, SpoolWriter]:
+            nonlocal study
+            route, writer = self._begin(begin)
+            study = study or self._service().begin_study(route, RECEIVER, caller.source)
+            if route != study.route:
+                raise ScanError("a study goes to one route")
+            return route, writer
+
+        def examine(received: Received, number: int) -> Reply:
+            assert study is not None
+            sooner = Deadline.after(min(self._config.call_s_max, deadline.remaining()), deadline.cancelled)
+            return self._protect(received, sooner, study, number)
+
+        for reply in self._studies.answers(parts, begin, examine):
+            shown = to_wire(reply, findings=current_caller().sees_findings)
+            yield pb.StudyReply(instance=shown, detail=sentence(reply.findings))
+        if study is None:
+            raise ScanError("a study has at least one instance")
+        concluded = self._service().conclude(study)
+        yield pb.StudyReply(study=study_to_wire(concluded, findings=current_caller().sees_findings))
+
+    def _protect(self, received: Received, deadline: Deadline, study: Study | None = None, number: int = 1) -> Reply:
         sender = current_caller()  # by the configuration of now, however long ago a stream began
-        with self._inflation.room(data, deadline):
+        with self._inflation.room(received.data, deadline):
             scan = Scan.receive(
-                data,
-                route=sender.route(route),
+                received.data,
+                route=sender.route(received.route),
                 receiver=RECEIVER,
                 source=sender.source,
-                sha256=sha256,
-                hashed=hashed,
+                sha256=received.sha256,
+                hashed=received.hashed,
             )
-            return self._service().protect(scan, deadline)
+            if study is None:
+                return self._service().protect(scan, deadline)
+            study.admit(scan, number)
+            reply = self._service().protect(scan, deadline, study_held=study.held)
+            study.answered(number, reply)
+            return reply
 
     def _answer(self, context: grpc.ServicerContext, work: Callable[[Deadline], Reply]) -> pb.ProtectReply:
         reply = self._calls.run(context, work)
@@ -159,9 +180,9 @@ class GrpcReceiver:
             ],
             maximum_concurrent_rpcs=config.concurrent_calls_max,
         )
-        rpc.add_ProtectionGatewayServicer_to_server(
-            ScanServicer(config, service, spool, calls, inflation), self._server
-        )
+        self._studies = StudyRoom(config.threads, instances_max=config.study_instances_max)
+        scans = ScanServicer(config, service, spool, calls, inflation, self._studies)
+        rpc.add_ProtectionGatewayServicer_to_server(scans, self._server)
         inference = kserve.InferenceServicer(service, calls, inflation, lambda: self._is_ready)
         inference_rpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         self._health = health.HealthServicer()
@@ -198,18 +219,14 @@ class GrpcReceiver:
         self.ready(False)
         self._server.stop(seconds).wait()
         # Cancelled calls may still be in their handlers; their records must be written before the log is closed.
-        ending = threading.Thread(target=self._pool.shutdown, daemon=True)
+        ending = threading.Thread(target=self._finish, daemon=True)
         ending.start()
         ending.join(_STOPPING_S)
         self._calls.close()
 
-
-def _received(chunks: Iterator[pb.ProtectChunk]) -> Iterator[pb.ProtectChunk]:
-    """The pieces as they come; raises `CutOff` where the call ended before them, whoever ended it."""
-    try:
-        yield from chunks
-    except grpc.RpcError:
-        raise CutOff("the call ended before the stream did") from None
+    def _finish(self) -> None:
+        self._pool.shutdown()
+        self._studies.close()
 
 
 def _credentials(tls: TlsConfig) -> grpc.ServerCredentials:

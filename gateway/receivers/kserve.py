@@ -173,7 +173,7 @@ def _facts(reply: Reply, caller: Caller) -> Mapping[str, str]:
     """What goes with every answer, whichever way it goes."""
     facts = {
         "scanward-disposition": reply.verdict.disposition.label,
-        "scanward-reasons": ",".join(reasons_of(reply, exact=caller.sees_findings)),
+        "scanward-reasons": ",".join(reasons_of(reply.verdict, exact=caller.sees_findings)),
     }
     if detail := sentence(reply.findings):
         facts["scanward-detail"] = detail

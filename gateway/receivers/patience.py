@@ -39,6 +39,12 @@ class Patience:
             with self._lock:
                 del self._calls[id(call)]
 
+    def wait_for(self, call: Cancellable, seconds: float) -> None:
+        """Give a call that is in its block so long from now."""
+        with self._lock:
+            if id(call) in self._calls:
+                self._calls[id(call)] = (time.monotonic() + seconds, call)
+
     def close(self) -> None:
         """Look no more."""
         self._stop.set()

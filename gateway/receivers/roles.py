@@ -33,6 +33,7 @@ METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
     {
         "/scanward.v1.ProtectionGateway/Protect": _SUBMIT,
         "/scanward.v1.ProtectionGateway/ProtectStream": _SUBMIT,
+        "/scanward.v1.ProtectionGateway/ProtectStudy": _SUBMIT,
         "/inference.GRPCInferenceService/ModelInfer": _SUBMIT,
         "/inference.GRPCInferenceService/ModelMetadata": KNOWN,
         "/inference.GRPCInferenceService/ModelReady": KNOWN,

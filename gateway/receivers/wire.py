@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
 from gateway.reply import Prediction, Reply
-from gateway.verdict import Disposition
+from gateway.study import StudyReply
+from gateway.verdict import Disposition, Verdict
 from signing import Reason
 
 DETAIL_CHARACTERS_MAX = 1024
@@ -27,7 +28,7 @@ def to_wire(reply: Reply, *, findings: bool) -> pb.ProtectReply:
     return pb.ProtectReply(
         scan_sha256=reply.scan_sha256,
         disposition=_DISPOSITION[reply.verdict.disposition],
-        reasons=reasons_of(reply, exact=findings),
+        reasons=reasons_of(reply.verdict, exact=findings),
         prediction=_prediction(reply.prediction) if reply.prediction is not None else None,
         receipt=reply.receipt.envelope,
         log_index=reply.place,
@@ -35,9 +36,34 @@ def to_wire(reply: Reply, *, findings: bool) -> pb.ProtectReply:
     )
 
 
-def reasons_of(reply: Reply, *, exact: bool) -> list[str]:
+def study_to_wire(reply: StudyReply, *, findings: bool) -> pb.StudyVerdict:
+    """The answer about a study as a caller may see it; `findings`: with p-values and exact reasons."""
+    judged = reply.judged
+    return pb.StudyVerdict(
+        study_sha256=judged.study_digest or "",
+        disposition=_DISPOSITION[judged.verdict.disposition],
+        reasons=reasons_of(judged.verdict, exact=findings),
+        receipt=reply.receipt.envelope,
+        log_index=reply.place,
+        instances=len(judged.slices),
+        p_value=judged.p_value if findings else None,
+        slices=[
+            pb.StudySlice(
+                scan_sha256=each.reply.scan_sha256,
+                p_value=each.p_value,
+                adjusted_p_value=each.adjusted,
+                suspect=judged.suspect(each),
+            )
+            for each in judged.slices
+        ]
+        if findings
+        else (),
+    )
+
+
+def reasons_of(verdict: Verdict, *, exact: bool) -> list[str]:
     """Why it is not a plain admission; `exact` for whoever may see findings."""
-    return list(dict.fromkeys(str(reason) if exact else coarse(reason) for reason in reply.verdict.reasons))
+    return list(dict.fromkeys(str(reason) if exact else coarse(reason) for reason in verdict.reasons))
 
 
 def coarse(reason: Reason | GatewayReason) -> str:

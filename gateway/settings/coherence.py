@@ -24,6 +24,7 @@ def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
     return [
         *_model_mistakes(document),
         *_route_mistakes(document),
+        *_rule_mistakes(document),
         *_source_mistakes(document),
         *_limit_mistakes(document),
     ]
@@ -75,6 +76,23 @@ def _upstream_mistakes(name: str, route: dict[str, Any], models: dict[str, Any])
         yield f"routes.{name}.model: there is no [models.{model}]"
     elif asked == "kserve" and "kserve" not in _table(models, model):
         yield f'routes.{name}.upstream: "kserve" needs [models.{model}.kserve]'
+
+
+def _rule_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    """A rule about a source that is not there would wait for it for ever."""
+    sources = document.get("sources")
+    known = {each.get("name") for each in sources if isinstance(each, dict)} if isinstance(sources, list) else set()
+    policies = {"policy": _table(document, "policy")}
+    policies |= {
+        f"routes.{name}.policy": _table(document, "routes", name, "policy") for name in _table(document, "routes")
+    }
+    for where, policy in policies.items():
+        rules = policy.get("rules")
+        for place, rule in enumerate(rules if isinstance(rules, list) else ()):
+            wanted = rule.get("source") if isinstance(rule, dict) else None
+            for index, source in enumerate(wanted if isinstance(wanted, list) else ()):
+                if source not in known:
+                    yield f"{where}.rules.{place}.source.{index}: there is no source called {source!r}"
 
 
 def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:

@@ -34,6 +34,10 @@ class GrpcConfig(Table):
     """Largest streamed object."""
     call_s_max: Annotated[float, Field(gt=0.0, le=3600.0)] = 120.0
     """Deadline of a call whose sender gave none, or a longer one."""
+    study_s_max: Annotated[float, Field(gt=0.0, le=86_400.0)] = 900.0
+    """The same of a call that sends a whole study."""
+    study_instances_max: Annotated[int, Field(ge=1, le=8000)] = 5000
+    """Instances of a study that is sent as a whole."""
     drain_s_max: Annotated[float, Field(ge=0.0, le=3600.0)] = 30.0
     """How long calls in progress may still take once the service was told to stop."""
     reflection: bool = False

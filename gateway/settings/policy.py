@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from gateway.settings.fields import Table
+from gateway.scan import MODALITIES, OTHER_MODALITY
+from gateway.settings.fields import Name, Table
+
+PValue = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class SignaturePolicy(Table):
@@ -20,11 +23,11 @@ class SignaturePolicy(Table):
 class DetectionPolicy(Table):
     """What follows from the detectors' p-value."""
 
-    false_positive_rate: Annotated[float, Field(gt=0.0, lt=1.0)]
+    false_positive_rate: PValue
     """A scan with p <= this is suspect; the artefact must be calibrated for it."""
     suspect: Literal["reject", "quarantine"]
     denoise: Literal["never", "if_agree"]
-    grey_p: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    grey_p: PValue | None = None
     """Upper end of the grey zone; with `if_agree` only."""
 
     @model_validator(mode="after")
@@ -34,6 +37,55 @@ class DetectionPolicy(Table):
         if self.denoise == "never" and self.grey_p is not None:
             raise ValueError('grey_p has no meaning with denoise = "never"')
         return self
+
+
+class StudyPolicy(Table):
+    """What follows from all slices of a study together (docs/policy.md)."""
+
+    false_discovery_rate: PValue
+    """Of clean studies at most this share is called suspect, however many slices they have."""
+    suspect: Literal["reject", "quarantine"]
+
+
+class RuleConfig(Table):
+    """One line of the table: where every condition that it writes holds, the scan is held or refused.
+
+    There is no word that admits, so a rule can only tighten what the keys above it say.
+    """
+
+    name: Name
+    """Stands in the log beside what the rule decided."""
+    disposition: Literal["reject", "quarantine"]
+    modality: tuple[str, ...] = ()
+    """Any of these defined terms, or `other`: what the header says, which of an unsigned scan is the sender's word."""
+    source: tuple[Name, ...] = ()
+    """Any of these configured sources."""
+    signature: tuple[Literal["unsigned", "indeterminate", "stripped", "failed"], ...] = ()
+    """Any of these; `unsigned` also holds for the other three, which are worth no more."""
+    p_at_most: PValue | None = None
+    """The detectors' joint p-value is this or less; or there is none."""
+    detectors: dict[str, PValue] = Field(default_factory=dict)
+    """Each of these detectors' own p-value is this or less; or there is none."""
+    study_held_min: Annotated[int, Field(ge=1)] | None = None
+    """At least so many earlier instances of the study, sent as a whole, were held or refused."""
+
+    @field_validator("modality")
+    @classmethod
+    def _defined_terms(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := sorted(set(terms) - MODALITIES - {OTHER_MODALITY}):
+            raise ValueError(f"{', '.join(strange)}: not a modality that is told apart; `{OTHER_MODALITY}` holds them")
+        return terms
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> Self:
+        if not self.model_fields_set - {"name", "disposition"}:
+            raise ValueError("has no condition, so it would hold every scan")
+        return self
+
+    @property
+    def asks_detectors(self) -> bool:
+        """Whether it means anything only where there is a model."""
+        return self.p_at_most is not None or bool(self.detectors)
 
 
 class PolicyConfig(Table):
@@ -46,3 +98,14 @@ class PolicyConfig(Table):
     signature: SignaturePolicy
     detection: DetectionPolicy | None = None
     """Required where the route has a model."""
+    study: StudyPolicy | None = None
+    """Required where whole studies are sent to a route with a model."""
+    rules: tuple[RuleConfig, ...] = ()
+    """Every one that matches counts, beside the keys above."""
+
+    @model_validator(mode="after")
+    def _rules_told_apart(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two rules are called {', '.join(twice)}")
+        return self

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway.settings.fields import Name, SecretFile, Table
 from gateway.settings.policy import PolicyConfig
+
+MONITOR_DAYS_MAX = 90
+"""How far ahead monitor mode may be dated: it is for the first weeks, and a forgotten one must end by itself."""
 
 
 class RouteConfig(Table):
@@ -38,6 +42,16 @@ class SourceConfig(Table):
     enrolled: bool
     """An enrolled source signs all it sends: what arrives unsigned from it has been stripped."""
     routes: Annotated[tuple[str, ...], Field(min_length=1)]
+    unsafe_monitor_until: date | None = None
+    """Until this day begins (UTC), its scans are decided about and recorded, and none is held or refused but those
+    whose signature fails."""
+
+    @field_validator("unsafe_monitor_until")
+    @classmethod
+    def _soon_over(cls, until: date | None) -> date | None:
+        if until is not None and until > datetime.now(UTC).date() + timedelta(days=MONITOR_DAYS_MAX):
+            raise ValueError(f"lies more than {MONITOR_DAYS_MAX} days ahead")
+        return until
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,13 @@ token_file = "token"
 enrolled = true
 routes = ["chest", "archive"]
 """
+
+RULE = """
+[[policy.rules]]
+name = "mine"
+disposition = "reject"
+p_at_most = 0.05
+[routes.chest]"""
 
 
 @pytest.fixture
@@ -215,11 +223,30 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
         ("holds_burst = 20", "", "limits.default.holds_burst"),
         ('device = "cpu"\n', "", "engine.device"),
         ("[trust.hospital]", "[trust.Hospital]", "trust.Hospital"),
+        ("[routes.chest]", RULE.replace("p_at_most = 0.05", "p_at_most = 0.0"), "policy.rules.0.p_at_most"),
+        ("[routes.chest]", RULE.replace("p_at_most = 0.05", 'modality = ["ZZ"]'), "policy.rules.0.modality"),
+        ("[routes.chest]", RULE.replace("p_at_most = 0.05", 'source = ["us"]'), "policy.rules.0.source.0"),
+        ("[routes.chest]", RULE.replace("p_at_most = 0.05", 'signature = ["passed"]'), "policy.rules.0.signature.0"),
+        ("[routes.chest]", RULE.replace("p_at_most = 0.05", "study_held_min = 0"), "policy.rules.0.study_held_min"),
+        ("[routes.chest]", RULE.replace('"reject"', '"unsafe_admit"'), "policy.rules.0.disposition"),
+        ("[routes.chest]", RULE.replace("p_at_most = 0.05", ""), "policy.rules.0"),
+        ("[routes.chest]", RULE.replace("[routes.chest]", RULE), "policy"),
+        ("[routes.chest]", '[policy.study]\nsuspect = "reject"\n[routes.chest]', "policy.study.false_discovery_rate"),
+        ("enrolled = true", "enrolled = true\nunsafe_monitor_until = 2999-01-01", "sources.0.unsafe_monitor_until"),
     ],
 )
 def test_refuses_by_key(site: Path, old: str, new: str, key: str) -> None:
     assert old in GOOD
     assert any(problem.startswith(f"{key}: ") for problem in problems(site, GOOD.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(("days", "taken"), [(-400, True), (90, True), (91, False)])
+def test_monitor_mode_is_dated_at_most_90_days_ahead(site: Path, days: int, taken: bool) -> None:
+    """One that is over is no mistake: a gateway that is restarted later must still come up."""
+    until = datetime.now(UTC).date() + timedelta(days=days)
+    text = GOOD.replace("enrolled = true", f"enrolled = true\nunsafe_monitor_until = {until}")
+    found = [] if taken else problems(site, text)
+    assert load(site, text).sources[0].unsafe_monitor_until == until if taken else len(found) == 1
 
 
 def test_refuses_a_key_that_others_can_read(site: Path) -> None:

@@ -99,7 +99,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ProtectedModel:
         ("created", "scanward", "torch", "data_sha256", "n_fit", "n_a", "n_b", "precision", "gradients", "measured",
          "conversion_max_abs_diff")
     )  # fmt: skip
-    whole = ProtectedModel("tiny", PROFILE, model, directory, b"", "confident", 0.1)
+    whole = ProtectedModel("tiny", PROFILE, model, directory, b"", "confident", 0.1, 0.01, frozenset())
     facts |= {"model_sha256": whole.model_sha256, "profile_sha256": PROFILE.sha256, "fpr": 0.1}
     return replace(whole, manifest=Artefact.write(directory, ensemble, {"median": Median()}, facts))
 
@@ -240,7 +240,7 @@ def test_the_worker_dies_with_the_gateway(model: ProtectedModel, tmp_path: Path)
         "from gateway.protected import ProtectedModel\n"
         "here = Path(sys.argv[1])\n"
         "model = ProtectedModel('tiny', Profile.from_toml((here/'profile').read_bytes()), (here/'model').read_bytes(),"
-        " Path(sys.argv[2]), (here/'manifest').read_bytes(), 'confident', 0.1)\n"
+        " Path(sys.argv[2]), (here/'manifest').read_bytes(), 'confident', 0.1, 0.01, frozenset())\n"
         f"engine = LocalEngine([model], EngineConfig.model_validate({settings().model_dump()!r}), Metrics())\n"
         "engine.start()\nprint(engine.worker_pid, flush=True)\ntime.sleep(600)\n"
     )

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
-from gateway.policy import DENOISING, DETECTION, SIGNATURE, ServicePolicy
+from gateway.policy import DENOISING, DETECTION, SIGNATURE, Context, ServicePolicy
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.verdict import Disposition
 from signing import Reason
 
 FPR, GREY = 0.01, 0.05
+ANYTHING = Context()
 WORDS = {"reject": Disposition.REJECT, "quarantine": Disposition.QUARANTINE, "unsafe_admit": Disposition.ADMIT}
 
 _three = st.sampled_from(["reject", "quarantine", "unsafe_admit"])
@@ -66,7 +67,7 @@ DIFFERED = Finding(DENOISING, Outcome.FAILED, GatewayReason.SUSPECT)
 
 
 def _decide(*findings: Finding, **words: object):
-    return ServicePolicy(_settings(**words)).decide(findings)  # type: ignore[arg-type]
+    return ServicePolicy(_settings(**words)).decide(findings, ANYTHING)  # type: ignore[arg-type]
 
 
 # -- properties --
@@ -74,7 +75,7 @@ def _decide(*findings: Finding, **words: object):
 
 @given(settings, st.lists(findings, max_size=5))
 def test_every_list_of_findings_has_a_verdict(settings, found):
-    verdict = ServicePolicy(settings).decide(found)
+    verdict = ServicePolicy(settings).decide(found, ANYTHING)
     assert (verdict.disposition is Disposition.ADMIT) == (not verdict.reasons)
     assert verdict.disposition.admitted or not verdict.unsafe
 
@@ -83,7 +84,7 @@ def test_every_list_of_findings_has_a_verdict(settings, found):
 def test_a_finding_more_never_improves_the_disposition(settings, found, another):
     """The one exception is agreement of the denoised reading, which is what the grey zone waits for."""
     policy = ServicePolicy(settings)
-    before, after = policy.decide(found).disposition, policy.decide([*found, another]).disposition
+    before, after = policy.decide(found, ANYTHING).disposition, policy.decide([*found, another], ANYTHING).disposition
     agrees = another.stage == DENOISING and another.outcome is Outcome.PASSED
     if not agrees:
         assert after >= before
@@ -101,7 +102,7 @@ def test_agreement_lifts_nothing_but_a_grey_scan(settings, found):
         for finding in others
     )  # fmt: skip
     if others and not grey:
-        assert policy.decide([*others, AGREED]).disposition >= policy.decide(others).disposition
+        assert policy.decide([*others, AGREED], ANYTHING).disposition >= policy.decide(others, ANYTHING).disposition
 
 
 @given(settings, st.lists(findings, min_size=1, max_size=5), st.randoms())
@@ -109,13 +110,13 @@ def test_the_order_of_findings_does_not_matter(settings, found, random):
     policy = ServicePolicy(settings)
     shuffled = list(found)
     random.shuffle(shuffled)
-    assert policy.decide(found).disposition is policy.decide(shuffled).disposition
+    assert policy.decide(found, ANYTHING).disposition is policy.decide(shuffled, ANYTHING).disposition
 
 
 @given(settings, findings.filter(lambda finding: finding.outcome is not Outcome.PASSED))
 def test_what_did_not_pass_is_admitted_only_by_a_named_unsafe_setting(settings, found):
     """The denoising stage alone says nothing: it is read with the p-value."""
-    verdict = ServicePolicy(settings).decide([SIGNED, found])
+    verdict = ServicePolicy(settings).decide([SIGNED, found], ANYTHING)
     if verdict.disposition.admitted and found.stage != DENOISING:
         assert verdict.unsafe
         assert verdict.reasons == ()
@@ -125,7 +126,7 @@ def test_what_did_not_pass_is_admitted_only_by_a_named_unsafe_setting(settings, 
 def test_a_detectors_pass_never_lifts_an_unsigned_scan(settings, p_value):
     policy = ServicePolicy(settings)
     calm = Finding(DETECTION, Outcome.PASSED, Reason.OK, p_value=p_value)
-    assert policy.decide([UNSIGNED, calm]).disposition >= policy.decide([UNSIGNED]).disposition
+    assert policy.decide([UNSIGNED, calm], ANYTHING).disposition >= policy.decide([UNSIGNED], ANYTHING).disposition
 
 
 @given(settings, st.lists(findings, min_size=1, max_size=5))
@@ -133,7 +134,7 @@ def test_a_bad_signature_or_a_stripped_one_is_never_admitted(settings, found):
     unsigned = {Reason.UNSIGNED, Reason.MAIN_DATASET_UNSIGNED}
     bad = any(f.stage == SIGNATURE and f.outcome is Outcome.FAILED and f.reason not in unsigned for f in found)
     if bad:
-        assert not ServicePolicy(settings).decide(found).disposition.admitted
+        assert not ServicePolicy(settings).decide(found, ANYTHING).disposition.admitted
 
 
 # -- the table --
@@ -235,7 +236,8 @@ def test_detection_without_a_detection_policy_admits_nothing():
 def test_the_gravest_reasons_alone_are_given():
     changed = Finding(SIGNATURE, Outcome.FAILED, Reason.MAC_MISMATCH)
     assert _decide(changed, SUSPECT).reasons == (Reason.MAC_MISMATCH,)
-    assert _decide(changed, SUSPECT, failed="quarantine").reasons == (Reason.MAC_MISMATCH, GatewayReason.SUSPECT)
+    held = _decide(changed, SUSPECT, failed="quarantine", unsigned="quarantine")
+    assert held.reasons == (Reason.MAC_MISMATCH, GatewayReason.SUSPECT)
 
 
 def test_an_unsafe_setting_that_did_not_admit_is_not_counted():

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gateway.errors import ConfigError
 from gateway.protected import MANIFEST, MANIFEST_ENVELOPE, MANIFEST_TYPE, ProtectedModel
 from gateway.settings.models import ModelConfig
+from gateway.settings.policy import DetectionPolicy, PolicyConfig, RuleConfig, SignaturePolicy
 from gateway.settings.trust import ArtefactTrust
 from signing import envelope
 
@@ -33,7 +34,22 @@ range = [0, 1]
 
 
 def manifest(**changes: Any) -> bytes:
-    return json.dumps({"guarantee": "confident", "fpr": 0.01, **changes}).encode()
+    return json.dumps({"guarantee": "confident", "fpr": 0.01, "n_b": 320, "detectors": {"uad": {}}, **changes}).encode()
+
+
+def policy(**changes: Any) -> PolicyConfig:
+    return PolicyConfig(
+        indeterminate="quarantine",
+        unexaminable="quarantine",
+        signature=SignaturePolicy(failed="reject", unsigned="reject", stripped="reject"),
+        detection=DetectionPolicy(
+            false_positive_rate=changes.get("rate", 0.01),
+            suspect="reject",
+            denoise="if_agree" if "grey_p" in changes else "never",
+            grey_p=changes.get("grey_p"),
+        ),
+        rules=(RuleConfig(name="r", disposition="reject", detectors={changes.get("detector", "uad"): 0.01}),),
+    )
 
 
 @pytest.fixture
@@ -112,3 +128,28 @@ def test_a_malformed_manifest_is_refused(payload: bytes, config: ModelConfig, tm
     seal(config.detectors, payload)
     with pytest.raises(ConfigError, match="manifest"):
         ProtectedModel.load("ct", config, trust(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"rate": 0.001}, "policy.detection.false_positive_rate"),
+        ({"grey_p": 0.05}, "policy.detection.denoise"),
+        ({"detector": "gone"}, "policy.rules.0.detectors.gone"),
+    ],
+)
+def test_a_policy_may_not_ask_detectors_for_what_they_cannot_say(
+    config: ModelConfig, tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    model = ProtectedModel.load("m", config, trust(tmp_path))
+    model.require_fit_for(policy(), "policy")
+    with pytest.raises(ConfigError) as caught:
+        model.require_fit_for(policy(**changes), "policy")
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [key]
+
+
+def test_the_smallest_p_value_is_that_of_the_calibration(config: ModelConfig, tmp_path: Path) -> None:
+    assert ProtectedModel.load("m", config, trust(tmp_path)).p_value_min == pytest.approx(1 - 0.05 ** (1 / 320))
+    seal(tmp_path / "detectors", manifest(n_b=0))
+    with pytest.raises(ConfigError, match="malformed"):
+        ProtectedModel.load("m", config, trust(tmp_path))

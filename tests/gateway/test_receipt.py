@@ -35,6 +35,7 @@ def test_binds_scan_examination_decision_and_consequence(make_case):
             "receivedAt": "2026-05-04T12:00:00.123456Z",
             "route": "ct",
             "disposition": "quarantine",
+            "insteadOf": None,
             "examination": {"sha256": documents.examination_sha256(case.findings, HELD)},
             "prediction": None,
             "quarantineId": "ab" * 16,

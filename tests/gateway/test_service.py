@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,14 @@ from gateway.errors import AuditError, Overloaded, ScanError, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
-from gateway.policy import ServicePolicy
+from gateway.policy import DETECTION, ServicePolicy
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary, verify_receipt
-from gateway.reply import Prediction, Reply
+from gateway.reply import Prediction, Receipt, Reply
+from gateway.scan import Source
 from gateway.service import ProtectionService, Route
 from gateway.settings.coherence import DEFAULT
-from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
+from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy, StudyPolicy
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.testing import WIDE_LIMITS
@@ -100,6 +102,8 @@ class Sink(SqliteSink):
 class House:
     """A whole service, real but for the stage and the model."""
 
+    clock: list[datetime]
+    """One entry: the time that it is."""
     service: ProtectionService
     stage: FirstByte
     model: Model
@@ -121,11 +125,24 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
     audit = AuditLog(sink, checkpoint_key, metrics=metrics, checkpoint_file=tmp_path / "checkpoint.json")
     ledger = Ledger(tmp_path / "ledger.db", rows_max=1000, age_s_max=3600.0)
     quarantine = Quarantine(tmp_path / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 20, metrics=metrics)
-    stage, model = FirstByte(), Model(log)
+    stage, model, clock = FirstByte(), Model(log), [datetime(2026, 5, 4, tzinfo=UTC)]
     pipeline, policy = Pipeline([stage], metrics), ServicePolicy(SETTINGS)
+    with_studies = ServicePolicy(
+        SETTINGS.model_copy(update={"study": StudyPolicy(false_discovery_rate=0.05, suspect="quarantine")})
+    )
     service = ProtectionService(
         {
             "ct": Route("ct", pipeline, policy, model, digests),
+            "monitored": Route(
+                "monitored",
+                pipeline,
+                policy,
+                model,
+                digests,
+                monitored={"ct-scanner": date(2026, 5, 5), "over": date(2026, 5, 4)},
+            ),
+            "modelled": Route("modelled", pipeline, with_studies, model, digests, p_value_min=0.0025),
+            "wordless": Route("wordless", pipeline, policy, model, digests, p_value_min=0.0025),
             "archive": Route("archive", pipeline, policy, None, digests),
             "empty": Route("empty", Pipeline([], metrics), policy, model, digests),
         },
@@ -136,9 +153,9 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
         metrics=metrics,
         throttle=Throttle({DEFAULT: WIDE_LIMITS}, threads=8),
         queries=QueryWatch(),
-        clock=lambda: datetime(2026, 5, 4, tzinfo=UTC),
+        clock=lambda: clock[0],
     )
-    yield House(service, stage, model, sink, audit, quarantine, log, metrics, make_scan)
+    yield House(clock, service, stage, model, sink, audit, quarantine, log, metrics, make_scan)
     audit.close()
     ledger.close()
     quarantine.close()
@@ -296,3 +313,76 @@ def test_answers_and_unsafe_admissions_are_counted(house):
     assert value("scanward_scans_total", labels) == 2
     assert value("scanward_unsafe_admissions_total", {"setting": "signature.unsigned"}) == 1
     assert value("scanward_audit_records_total") == 4
+
+
+def test_monitor_mode_admits_records_what_was_meant_and_counts(house):
+    reply = house.protect(b"q scan", route="monitored")
+    assert (reply.verdict.disposition, reply.prediction) == (Disposition.ADMIT, PREDICTION)
+    assert list(house.quarantine.list()) == []
+    predicate = verify_receipt(reply.receipt.envelope, [RECEIPT_KEY.public_key()])["predicate"]
+    assert (predicate["disposition"], predicate["insteadOf"]) == ("admit", "quarantine")
+    decided = _records(house.log)[0]
+    assert (decided["disposition"], decided["unsafe"]) == ("admit", ["unsafe_monitor_until"])
+    assert (decided["instead_of"]["disposition"], decided["instead_of"]["reasons"]) == ("quarantine", ["no_pixel_data"])
+    value = house.metrics.registry.get_sample_value
+    assert value("scanward_unsafe_admissions_total", {"setting": "unsafe_monitor_until"}) == 1
+
+
+def test_monitor_mode_lets_no_failed_signature_by(house):
+    assert house.protect(b"r scan", route="monitored").verdict.disposition is Disposition.REJECT
+
+
+def test_monitor_mode_is_for_the_source_that_it_was_written_for_and_ends_by_itself(house):
+    for source in ("another", "over"):
+        scan = house.make_scan(b"q scan", route="monitored", source=Source(source))
+        assert house.service.protect(scan, Deadline.after(30.0)).verdict.disposition is Disposition.QUARANTINE
+
+
+def test_what_monitor_mode_answered_is_not_the_answer_once_it_is_over(house):
+    assert house.protect(b"q scan", route="monitored").verdict.disposition is Disposition.ADMIT
+    house.clock[0] += timedelta(days=1)
+    assert house.protect(b"q scan", route="monitored").verdict.disposition is Disposition.QUARANTINE
+
+
+def _detected(data: bytes, p_value: float, score: float) -> Reply:
+    found = Finding(DETECTION, Outcome.PASSED, Reason.OK, score=score, p_value=p_value)
+    receipt = Receipt(b"receipt of " + data)
+    return Reply(hashlib.sha256(data).hexdigest(), Verdict(Disposition.ADMIT, ()), None, receipt, len(data), (found,))
+
+
+@pytest.mark.parametrize(
+    ("loudest", "disposition", "suspect"),
+    [
+        ((0.0025, 12.0), Disposition.QUARANTINE, [4]),  # beyond every clean scan, and far
+        ((0.0025, 7.0), Disposition.ADMIT, []),  # as loud as one in a thousand: of 500 slices one may be
+    ],
+)
+def test_one_slice_in_500_makes_a_study_suspect_and_is_named(house, loudest, disposition, suspect):
+    study = house.service.begin_study("modelled", "grpc", Source("ct-scanner"))
+    ranks = [(rank + 1) / 500 for rank in range(499)]
+    for number, p_value in enumerate(ranks):
+        study.answered(number, _detected(f"slice {number}".encode(), max(p_value, 0.0025), 0.0))
+    study.answered(500, _detected(b"odd!", *loudest))
+    reply = house.service.conclude(study)
+    record = _records(house.log)[reply.place]
+    assert (reply.judged.verdict.disposition, record["suspect"], len(record["p_values"])) == (disposition, suspect, 500)
+    statement = verify_receipt(reply.receipt.envelope, [RECEIPT_KEY.public_key()])
+    assert statement["predicate"]["disposition"] == disposition.label
+    assert statement["predicate"]["examination"]["sha256"] == documents.study_sha256(reply.judged)
+
+
+def test_a_route_with_a_model_takes_studies_only_where_its_policy_has_a_word_for_them(house):
+    with pytest.raises(ScanError, match="no word for them"):
+        house.service.begin_study("wordless", "grpc", Source("ct-scanner"))
+
+
+def test_a_study_without_instances_is_no_study(house):
+    with pytest.raises(ScanError, match="at least one"):
+        house.service.conclude(house.service.begin_study("archive", "grpc", Source("ct-scanner")))
+
+
+def test_the_record_says_all_that_the_policy_was_told(house):
+    house.service.protect(house.make_scan(b"a scan"), Deadline.after(30.0), study_held=2)
+    decided = _records(house.log)[0]
+    told = ("modality", "source", "study_held", "rules", "instead_of")
+    assert [decided[key] for key in told] == ["other", "ct-scanner", 2, [], None]

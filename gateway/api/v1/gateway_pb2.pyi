@@ -68,6 +68,48 @@ class ProtectReply(_message.Message):
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     def __init__(self, scan_sha256: _Optional[str] = ..., disposition: _Optional[_Union[Disposition, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., receipt: _Optional[bytes] = ..., log_index: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
 
+class StudyReply(_message.Message):
+    __slots__ = ("instance", "study", "detail")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    STUDY_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    instance: ProtectReply
+    study: StudyVerdict
+    detail: str
+    def __init__(self, instance: _Optional[_Union[ProtectReply, _Mapping]] = ..., study: _Optional[_Union[StudyVerdict, _Mapping]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class StudyVerdict(_message.Message):
+    __slots__ = ("study_sha256", "disposition", "reasons", "receipt", "log_index", "instances", "p_value", "slices")
+    STUDY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DISPOSITION_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    LOG_INDEX_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    study_sha256: str
+    disposition: Disposition
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    receipt: bytes
+    log_index: int
+    instances: int
+    p_value: float
+    slices: _containers.RepeatedCompositeFieldContainer[StudySlice]
+    def __init__(self, study_sha256: _Optional[str] = ..., disposition: _Optional[_Union[Disposition, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., receipt: _Optional[bytes] = ..., log_index: _Optional[int] = ..., instances: _Optional[int] = ..., p_value: _Optional[float] = ..., slices: _Optional[_Iterable[_Union[StudySlice, _Mapping]]] = ...) -> None: ...
+
+class StudySlice(_message.Message):
+    __slots__ = ("scan_sha256", "p_value", "adjusted_p_value", "suspect")
+    SCAN_SHA256_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    ADJUSTED_P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    scan_sha256: str
+    p_value: float
+    adjusted_p_value: float
+    suspect: bool
+    def __init__(self, scan_sha256: _Optional[str] = ..., p_value: _Optional[float] = ..., adjusted_p_value: _Optional[float] = ..., suspect: _Optional[bool] = ...) -> None: ...
+
 class Prediction(_message.Message):
     __slots__ = ("model", "version", "label", "scores")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -45,6 +45,11 @@ class ProtectionGatewayStub:
                 request_serializer=gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectChunk.SerializeToString,
                 response_deserializer=gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectReply.FromString,
                 _registered_method=True)
+        self.ProtectStudy = channel.stream_stream(
+                '/scanward.v1.ProtectionGateway/ProtectStudy',
+                request_serializer=gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectChunk.SerializeToString,
+                response_deserializer=gateway_dot_api_dot_v1_dot_gateway__pb2.StudyReply.FromString,
+                _registered_method=True)
 
 
 class ProtectionGatewayServicer:
@@ -66,6 +71,15 @@ class ProtectionGatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProtectStudy(self, request_iterator, context):
+        """A whole study on one stream: Begin, data…, End for each instance, then the sender closes its side. Answers with
+        one reply for each instance, in the order in which they were sent and as soon as it is decided about, and one for
+        the study at the end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProtectionGatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +92,11 @@ def add_ProtectionGatewayServicer_to_server(servicer, server):
                     servicer.ProtectStream,
                     request_deserializer=gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectChunk.FromString,
                     response_serializer=gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectReply.SerializeToString,
+            ),
+            'ProtectStudy': grpc.stream_stream_rpc_method_handler(
+                    servicer.ProtectStudy,
+                    request_deserializer=gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectChunk.FromString,
+                    response_serializer=gateway_dot_api_dot_v1_dot_gateway__pb2.StudyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +154,33 @@ class ProtectionGateway:
             '/scanward.v1.ProtectionGateway/ProtectStream',
             gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectChunk.SerializeToString,
             gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProtectStudy(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/scanward.v1.ProtectionGateway/ProtectStudy',
+            gateway_dot_api_dot_v1_dot_gateway__pb2.ProtectChunk.SerializeToString,
+            gateway_dot_api_dot_v1_dot_gateway__pb2.StudyReply.FromString,
             options,
             channel_credentials,
             insecure,
