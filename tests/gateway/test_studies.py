@@ -27,6 +27,7 @@ from gateway.receipt import verify_receipt
 from gateway.receivers.grpc_server import GrpcReceiver
 from gateway.settings.config import Config
 from gateway.testing import Site
+from gateway.upstreams.upstreams import Upstreams
 from signing import envelope, sign
 
 STATUS = grpc.StatusCode
@@ -114,7 +115,7 @@ def door(site: Site, tmp_path: Path) -> Iterator[Door]:
         records = Records.open(plan)
         closing.callback(records.close)
         decompressor = closing.enter_context(DisposableDecoder())
-        service = build_service(plan, records, engine=None, upstreams={}, decompressor=decompressor)
+        service = build_service(plan, records, engine=None, upstreams=Upstreams(), decompressor=decompressor)
         receiver = GrpcReceiver(
             plan.config.receivers.grpc,
             service=lambda: service,
