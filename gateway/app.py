@@ -25,8 +25,8 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.metrics import Metrics
 from gateway.pixels.decode import Decompressor
 from gateway.pixels.decompressor import DisposableDecoder
+from gateway.receivers.gate import Gate, KeyWatch
 from gateway.receivers.grpc_server import GrpcReceiver
-from gateway.receivers.identity import Gate
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
 from gateway.upstreams.upstreams import Upstreams
@@ -93,6 +93,7 @@ class App:
             self._serve(plan, records, decompressor)  # (3) (4)
             metrics_address = closing.enter_context(_serving(records.metrics, plan.config.metrics.address))
             grpc = plan.config.receivers.grpc
+            closing.enter_context(KeyWatch(self._gate))
             receiver = GrpcReceiver(
                 grpc, service=self._service, gate=self._gate, spool=records.spool, throttle=records.throttle
             )
@@ -110,6 +111,8 @@ class App:
     def _serve(self, plan: Plan, records: Records, decompressor: Decompressor) -> None:
         """Build what the plan says and put it in the place of what served before; a failure changes nothing."""
         before = self._served
+        if before is not None:
+            plan.gate.adopt(before.plan.gate)
         upstreams = Upstreams.of(
             plan.config, plan.models, records.metrics, before=before.upstreams if before is not None else None
         )

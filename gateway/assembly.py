@@ -25,7 +25,7 @@ from gateway.policy import ServicePolicy, effective
 from gateway.protected import ProtectedModel
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary
-from gateway.receivers.identity import Gate
+from gateway.receivers.gate import Gate
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig
@@ -76,7 +76,7 @@ class Plan:
         """
         gather = _Gather()
         keys = gather(lambda: Keys.load(config.keys))
-        gate = gather(lambda: Gate(config.sources))
+        gate = gather(lambda: Gate(config.sources, config.oidc))
         models = {name: gather(partial(_model, config, name)) for name in config.models}
         trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}
         for name, route in config.routes.items():

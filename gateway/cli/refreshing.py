@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.x509 import ocsp
 
 from gateway import durable
-from gateway.cli.fetching import FetchError, fetch
 from gateway.errors import ConfigError
+from gateway.fetching import FetchError, fetch
 from gateway.settings.trust import TrustConfig
 from signing import Trust, TrustError, TrustPolicy
 from signing.certificates import common_name, load_certificates

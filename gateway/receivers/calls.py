@@ -14,7 +14,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, GatewayError, Overloaded, UpstreamError
-from gateway.receivers.identity import Caller, Credentials, Gate
+from gateway.receivers.gate import Gate
+from gateway.receivers.identity import Caller, Credentials
 from gateway.receivers.patience import Patience
 from gateway.receivers.receiver import CutOff, NotPermitted, Refusals
 from gateway.receivers.roles import Role

@@ -9,7 +9,8 @@ import grpc
 
 from gateway.errors import ScanError
 from gateway.receivers.calls import Admission, Calls
-from gateway.receivers.identity import Credentials, Gate
+from gateway.receivers.gate import Gate
+from gateway.receivers.identity import Credentials
 from gateway.receivers.roles import METHODS, NOBODY, Role
 
 

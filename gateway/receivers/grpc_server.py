@@ -19,7 +19,7 @@ from gateway.receivers import kserve
 from gateway.receivers.calls import Calls, current_caller
 from gateway.receivers.chunks import Received, next_object, pieces
 from gateway.receivers.doorkeeper import Doorkeeper
-from gateway.receivers.identity import Gate
+from gateway.receivers.gate import Gate
 from gateway.receivers.receiver import Inflation
 from gateway.receivers.studies import StudyRoom
 from gateway.receivers.wire import sentence, study_to_wire, to_wire

@@ -26,6 +26,7 @@ def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
         *_route_mistakes(document),
         *_rule_mistakes(document),
         *_source_mistakes(document),
+        *_oidc_mistakes(document),
         *_limit_mistakes(document),
     ]
 
@@ -118,11 +119,31 @@ def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:
                 yield f"sources.{index}.routes.{place}: there is no [routes.{route}]"
 
 
+def _oidc_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    providers, routes, sources = _table(document, "oidc"), _table(document, "routes"), document.get("sources")
+    names = {str(each.get("name")) for each in (sources if isinstance(sources, list) else ()) if isinstance(each, dict)}
+    issuers: set[object] = set()
+    for name in providers:
+        provider = _table(providers, name)
+        if name in names:
+            yield f"oidc.{name}: a source has that name already"
+        if provider.get("issuer") in issuers:
+            yield f"oidc.{name}.issuer: belongs to another provider already"
+        issuers.add(provider.get("issuer"))
+        wanted = provider.get("routes")
+        for place, route in enumerate(wanted if isinstance(wanted, list) else ()):
+            if route not in routes:
+                yield f"oidc.{name}.routes.{place}: there is no [routes.{route}]"
+
+
 def _limit_mistakes(document: dict[str, Any]) -> Iterator[str]:
     limits, sources = _table(document, "limits"), document.get("sources")
     if limits and DEFAULT not in limits:
         yield f"limits.{DEFAULT}: required, for every caller without limits of its own"
-    known = {str(each.get("name")) for each in (sources if isinstance(sources, list) else ()) if isinstance(each, dict)}
+    known = set(_table(document, "oidc"))
+    known |= {
+        str(each.get("name")) for each in (sources if isinstance(sources, list) else ()) if isinstance(each, dict)
+    }
     for name in known & RESERVED:
         yield f"sources: the name {name!r} has a meaning of its own"
     for name in limits:

@@ -15,6 +15,7 @@ from gateway.settings.doors import MetricsConfig, ReceiversConfig
 from gateway.settings.fields import Name, Table
 from gateway.settings.limits import LimitsConfig
 from gateway.settings.models import EngineConfig, ModelConfig
+from gateway.settings.oidc import OidcConfig
 from gateway.settings.policy import PolicyConfig
 from gateway.settings.routes import RouteConfig, SourceConfig
 from gateway.settings.storage import KeysConfig, StorageConfig
@@ -36,6 +37,8 @@ class Config(Table):
     policy: PolicyConfig
     routes: dict[Name, RouteConfig]
     sources: tuple[SourceConfig, ...]
+    oidc: dict[Name, OidcConfig] = Field(default_factory=dict)
+    """Identity providers."""
     limits: dict[Name, LimitsConfig]
     """By source; those under "default" hold for all others."""
 

@@ -23,8 +23,8 @@ from gateway.audit.sqlite import SqliteReader
 from gateway.errors import ConfigError
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers import grpc_server
+from gateway.receivers.gate import Gate
 from gateway.receivers.grpc_server import GrpcReceiver
-from gateway.receivers.identity import Gate
 from gateway.settings.coherence import DEFAULT
 from gateway.settings.config import Config
 from gateway.testing import WIDE_LIMITS, Site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -23,13 +24,29 @@ class FetchError(Exception):
 
 
 def fetch(
-    url: str, *, bytes_max: int, seconds_max: float, body: bytes | None = None, content_type: str | None = None
+    url: str,
+    *,
+    bytes_max: int,
+    seconds_max: float,
+    body: bytes | None = None,
+    content_type: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    redirects: bool = True,
 ) -> bytes:
-    """GET `url`, or POST `body` to it; follows redirects between http and https, and goes through the site's proxy.
+    """GET `url`, or POST `body` to it; goes through the site's proxy.
+
+    Args:
+        url: http or https.
+        bytes_max: of the answer.
+        seconds_max: for all of it.
+        body: to be posted.
+        content_type: of the body.
+        tls: whom to believe; None: the system's authorities.
+        redirects: whether they are followed, also between http and https.
 
     Raises:
-        FetchError: another scheme, no answer or one with an error status, more than `bytes_max`, or not done after
-            `seconds_max`, however slowly the bytes trickle in.
+        FetchError: another scheme, a redirect that is not followed, no answer or one with an error status, more than
+            `bytes_max`, or not done after `seconds_max`, however slowly the bytes trickle in.
     """
     if not url.startswith(("http://", "https://")):
         raise FetchError("neither http nor https")
@@ -37,7 +54,8 @@ def fetch(
     patience = _Patience(seconds_max)
     try:
         with patience:
-            return _read(_opener(patience), urllib.request.Request(url, body, headers), bytes_max)  # noqa: S310
+            request = urllib.request.Request(url, body, headers)  # noqa: S310 - the scheme is checked above
+            return _read(_opener(patience, tls, redirects=redirects), request, bytes_max)
     except urllib.error.HTTPError as error:
         with error:
             raise FetchError(f"HTTP status {error.code}") from None
@@ -100,7 +118,7 @@ class _Patience:
                     twin.shutdown(socket.SHUT_RDWR)
 
 
-def _opener(patience: _Patience) -> urllib.request.OpenerDirector:
+def _opener(patience: _Patience, tls: ssl.SSLContext | None, *, redirects: bool) -> urllib.request.OpenerDirector:
     """An opener for http and https alone: the standard one would follow a redirect to ftp."""
 
     class Plain(http.client.HTTPConnection):
@@ -119,10 +137,12 @@ def _opener(patience: _Patience) -> urllib.request.OpenerDirector:
 
     class Https(urllib.request.HTTPSHandler):
         def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(cast("Any", Secure), req)
+            return self.do_open(cast("Any", Secure), req, context=tls)
 
     class Redirect(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
+            if not redirects:
+                raise FetchError("redirected elsewhere")
             if not arguments[-1].startswith(("http://", "https://")):
                 raise FetchError("redirected to neither http nor https")
             return super().redirect_request(*arguments)
