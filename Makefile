@@ -23,7 +23,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test lint format fuzz stubs bench soak results phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ demo: install ## Start a gateway on this machine and show it at work
 
 test: install system $(PEERS)/tritonclient/.installed ## Run every test
 	@$(BIN)/python -m pytest
+
+test-peers: install $(PEERS)/mlserver/.installed $(PEERS)/pytriton/.installed ## Run the tests against real model servers
+	@$(BIN)/python -m pytest tests/e2e -m peers
 
 lint: install ## Check format, style, types, imports, interface definitions
 	@$(BIN)/ruff format --check .

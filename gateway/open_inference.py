@@ -112,7 +112,7 @@ def _paired(
             raise TensorError(f"tensor {name} comes twice")
         if len(shape) > DIMENSIONS_MAX or any(length < 0 for length in shape):
             raise TensorError(f"tensor {name}: a shape has up to {DIMENSIONS_MAX} lengths, none below 0")
-        if content is not None and tensor.HasField("contents"):
+        if content is not None and tensor.contents.ByteSize():  # MLServer leaves an empty one beside the raw content
             raise TensorError(f"tensor {name}: its content comes raw and typed")
         tensors[name] = Tensor(name, tensor.datatype[:16], shape, content, tensor.contents)
     return tensors

@@ -26,6 +26,8 @@ SKIPS_AT_A_DESK = (
     "needs prometheus",
     "needs softhsm",
     "needs systemd",
+    "needs mlserver",
+    "needs pytriton",
     "needs tritonclient",
 )
 """Without the right to install system packages these may be missing; on a build machine (CI=true) they may not."""

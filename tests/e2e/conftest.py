@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def gateway(site: Site) -> Iterator[GatewayProcess]:
     with GatewayProcess(site.config, environment={"OMP_NUM_THREADS": "2"}) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def served_elsewhere(site: Site) -> Callable[[str, str], Path]:
+    """Writes a configuration of the site's gateway with a route `remote`, whose model is served at an address."""
+
+    def write(address: str, directory: str) -> Path:
+        text = site.config.read_text().replace('directory = "data"', f'directory = "{directory}"')
+        route = text[text.index("[routes.ct]") : text.index("[[sources]]")]
+        table = (
+            f'[models.small.kserve]\naddress = "{address}"\nmodel = "small"\nunsafe_plaintext = true\n'
+            "attempt_s_max = 30.0\nattempts_max = 2\nfailures_max = 2\npause_s = 0.5\n"
+        )
+        added = table + route.replace("routes.ct", "routes.remote").replace('"embedded"', '"kserve"')
+        text = text.replace("[[sources]]", added + "[[sources]]", 1).replace('"ct"]', '"ct", "remote"]')
+        config = site.directory / f"{directory}.toml"
+        config.write_text(text)
+        return config
+
+    return write
 
 
 @pytest.fixture(scope="session")

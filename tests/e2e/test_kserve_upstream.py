@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -60,18 +60,9 @@ def server(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Server:
 
 
 @pytest.fixture(scope="module")
-def remote(site: Site, server: Server) -> Iterator[GatewayProcess]:
+def remote(server: Server, served_elsewhere: Callable[[str, str], Path]) -> Iterator[GatewayProcess]:
     """The site's gateway once more, with a route to the server beside the one that answers itself."""
-    text = site.config.read_text().replace('directory = "data"', 'directory = "remote"')
-    route = text[text.index("[routes.ct]") : text.index("[[sources]]")]
-    table = (
-        f'[models.small.kserve]\naddress = "{server.address}"\nmodel = "small"\nunsafe_plaintext = true\n'
-        "attempt_s_max = 30.0\nattempts_max = 2\nfailures_max = 2\npause_s = 0.5\n"
-    )
-    added = table + route.replace("routes.ct", "routes.remote").replace('"embedded"', '"kserve"')
-    text = text.replace("[[sources]]", added + "[[sources]]", 1).replace('"ct"]', '"ct", "remote"]')
-    config = site.directory / "remote.toml"
-    config.write_text(text)
+    config = served_elsewhere(server.address, "remote")
     with GatewayProcess(config) as process:
         yield process
 
