@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydicom.data import get_testdata_file
 
 from gateway.assembly import AUDIT_LOG, QUARANTINE
-from gateway.audit.sinks import SqliteReader
+from gateway.audit.sqlite import SqliteReader
 from gateway.audit.verify import verify
 from gateway.client import Answer, Client, ClientError
 from gateway.receipt import verify_receipt
