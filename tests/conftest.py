@@ -22,6 +22,7 @@ SKIPS_AT_A_DESK = (
     *SKIPS,
     "needs dcmtk",
     "needs dcmsign",
+    "needs faketime",
     "needs postgresql",
     "needs prometheus",
     "needs softhsm",
