@@ -23,7 +23,9 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from gateway.assembly import AUDIT_LOG
-from gateway.audit.verify import show, verify
+from gateway.audit.export import show
+from gateway.audit.sqlite import SqliteReader
+from gateway.audit.verify import verify
 from gateway.client import Answer, Client, ClientError
 from gateway.errors import ConfigError
 from gateway.settings.config import Config
@@ -76,9 +78,11 @@ def untold(client: Client, number: int, route: str = "open") -> bool:
 
 def assert_recorded(log: Path, site: Site, answers: list[Answer]) -> None:
     """The log is whole, and has the receipt of every answer at the place that the answer names."""
-    assert verify(log, [public(site.directory / "keys" / "checkpoint.pub")]).ok
-    for answer in answers:
-        assert show(log, answer.log_index)["record"]["receipt_sha256"] == hashlib.sha256(answer.receipt).hexdigest()
+    with SqliteReader(log) as reader:
+        assert verify(reader, [public(site.directory / "keys" / "checkpoint.pub")]).ok
+        for answer in answers:
+            record = show(reader, answer.log_index)["record"]
+            assert record["receipt_sha256"] == hashlib.sha256(answer.receipt).hexdigest()
 
 
 @pytest.fixture
@@ -237,7 +241,8 @@ class TestClock:
             after = [client.protect(scan(number), "open") for number in range(10, 13)]
             early = client.protect(signed, "strict")
             log = own.directory / "data" / AUDIT_LOG
-            times = [show(log, answer.log_index)["record"]["at"] for answer in (before[-1], after[-1])]
+            with SqliteReader(log) as reader:
+                times = [show(reader, answer.log_index)["record"]["at"] for answer in (before[-1], after[-1])]
 
         assert times[0] > times[1], "the clock did not step back"
         assert again == before

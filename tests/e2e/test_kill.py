@@ -133,7 +133,8 @@ def test_what_was_acknowledged_survives_every_kill(tmp_path: Path) -> None:
     assert again == answers
     assert {answer.disposition for answer in answers.values()} == set(ROUTES.values())
     log = site.directory / "data" / AUDIT_LOG
-    assert verify(log, [public(site.directory / "keys" / "checkpoint.pub")]).ok
+    with SqliteReader(log) as reader:
+        assert verify(reader, [public(site.directory / "keys" / "checkpoint.pub")]).ok
     assert_once_in(log, answers)
     assert_on_disk(site, answers)
 
