@@ -26,6 +26,7 @@ _COMMANDS = {
     "diff": ("gateway.cli.linting:diff", "Say where two DICOM files differ in what a signature covers."),
     "series": ("gateway.cli.series:series", "Sign and verify the list of a series' objects."),
     "trust": ("gateway.cli.trusting:trust", "Keep revocation lists and OCSP responses up to date."),
+    "policy": ("gateway.cli.policing:policy", "Try another policy on what the audit log holds."),
     "audit": ("gateway.cli.auditing:audit", "Verify, show and export the audit log."),
 }
 _PLUGIN_HELP = {"demo": "Start everything on this machine and show the main job end to end."}

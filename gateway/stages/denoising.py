@@ -18,7 +18,8 @@ class DenoisingStage:
     """Passes where every denoised image is read as the raw one; looked at in the grey zone only.
 
     Read as: the same class, or for a multilabel model the same set of classes at a probability of one half. The
-    policy alone decides what follows (`denoise = "if_agree"`).
+    policy alone decides what follows (`denoise = "if_agree"`). The finding's score is how many denoised images are read
+    otherwise; it has none where nothing was looked at.
     """
 
     name = DENOISING
@@ -45,9 +46,10 @@ class DenoisingStage:
         others = [name for name, output in evidence.denoised_outputs.items() if _named(output, self._profile) != raw]
         if others:
             detail = f"read otherwise once denoised by {', '.join(sorted(others))}"
-            return case.with_finding(Finding(self.name, Outcome.FAILED, GatewayReason.SUSPECT, detail))
+            differ = float(len(others))
+            return case.with_finding(Finding(self.name, Outcome.FAILED, GatewayReason.SUSPECT, detail, score=differ))
         detail = f"read alike once denoised by {', '.join(sorted(evidence.denoised_outputs))}"
-        return case.with_finding(Finding(self.name, Outcome.PASSED, Reason.OK, detail))
+        return case.with_finding(Finding(self.name, Outcome.PASSED, Reason.OK, detail, score=0.0))
 
 
 def _named(logits: NDArray[np.float32], profile: Profile) -> frozenset[int]:
