@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeVar
 
 from gateway import documents
 from gateway.audit.log import AuditLog
@@ -29,32 +28,31 @@ from gateway.receivers.gate import Gate
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig
-from gateway.settings.trust import TrustConfig
 from gateway.stages.denoising import DenoisingStage
 from gateway.stages.detection import DetectionStage
 from gateway.stages.preprocess import PreprocessStage
 from gateway.stages.signature import SignatureStage
 from gateway.stages.stage import Stage
 from gateway.stages.tensor import BareTensorStage, TensorImageStage
+from gateway.store.custody import Custody
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
 from gateway.store.spool import Spool
 from gateway.throttle import Throttle
+from gateway.trusted import Trusted
 from gateway.upstreams.upstreams import Upstreams
-from signing import Trust, TrustError, TrustPolicy
-from signing.material import oldest_in_use
-from signing.trust import files_of
 
 AUDIT_LOG, CHECKPOINT, LEDGER, REPLAY = "audit.sqlite", "checkpoint.note", "ledger.sqlite", "replay.sqlite"
 """Files in the storage directory."""
-QUARANTINE, SPOOL = "quarantine", "spool"
+QUARANTINE, SPOOL, INBOX = "quarantine", "spool", "inbox"
 """Folders in the storage directory."""
+CUSTODY_OBJECTS_MAX = 1_000_000
+"""Objects that one queue on disk may hold: what it keeps in memory about each is some hundred bytes."""
 
 _SECONDS_A_DAY = 86_400.0
 
 T = TypeVar("T")
-Seen: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,51 +94,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Trusted:
-    """A trust policy with its material, and the digest of all of it."""
-
-    trust: Trust
-    sha256: str
-    """Over the policy file and every file of the material, by role and content; names of files do not count."""
-    seen: Seen
-    """The revocation files as they were just before they were read."""
-    _fixed: Mapping[str, list[str]]
-    """Digests of the files that only a reload of the configuration reads again, by role."""
-
-    @classmethod
-    def load(cls, name: str, config: TrustConfig) -> Self:
-        """Read policy and material; raises `ConfigError`."""
-        seen = revocation_files(config)
-        try:
-            # The service must say what becomes of unsigned scans; the strict default is for the command line.
-            policy = TrustPolicy.load(config.policy, mandatory=frozenset({"unsigned"}))
-            trust = Trust.load(policy, config.roots, config.intermediates, config.crls, config.ocsp)
-            roles = {"policy": (config.policy,), "roots": config.roots, "intermediates": config.intermediates}
-            return cls._of(trust, config, seen, {role: sorted(_digests(paths)) for role, paths in roles.items()})
-        except TrustError as error:
-            raise ConfigError([f"trust.{name}: {error}"]) from error
-
-    def refreshed(self, name: str, config: TrustConfig) -> Self:
-        """The same policy and certificates with the revocation material of now; raises `ConfigError`."""
-        seen = revocation_files(config)
-        try:
-            return self._of(self.trust.with_revocation(config.crls, config.ocsp), config, seen, self._fixed)
-        except TrustError as error:
-            raise ConfigError([f"trust.{name}: {error}"]) from error
-
-    @classmethod
-    def _of(cls, trust: Trust, config: TrustConfig, seen: Seen, fixed: Mapping[str, list[str]]) -> Self:
-        digests = {**fixed, "crls": sorted(_digests(config.crls)), "ocsp": sorted(_digests(config.ocsp))}
-        return cls(trust, hashlib.sha256(documents.canonical(digests)).hexdigest(), seen, fixed)
-
-    @property
-    def updated(self) -> float | None:
-        """When the oldest revocation material in use was issued, in seconds since the epoch; None without any."""
-        oldest = oldest_in_use(self.trust.revocation)
-        return None if oldest is None else oldest.timestamp()
-
-
-@dataclass(frozen=True, slots=True)
 class Records:
     """What outlives a reload: the log, the answers given, the scans held, and the metrics."""
 
@@ -153,6 +106,8 @@ class Records:
     notary: Notary
     throttle: Throttle
     queries: QueryWatch
+    inbox: Custody | None
+    """Scans acknowledged and not examined yet; None without a DICOM door."""
 
     @classmethod
     def open(cls, plan: Plan) -> Self:
@@ -196,6 +151,7 @@ class Records:
                 Notary(keys.receipt),
                 Throttle(plan.config.limits, threads=plan.config.receivers.grpc.threads),
                 QueryWatch(),
+                _inbox(plan),
             )
         except ConfigError:
             audit.close()
@@ -203,10 +159,20 @@ class Records:
 
     def close(self) -> None:
         """Let go of what is on disk, last of the log, with a checkpoint over its end."""
+        if self.inbox is not None:
+            self.inbox.close()
         self.ledger.close()
         self.replay.close()
         self.quarantine.close()
         self.audit.close()
+
+
+def _inbox(plan: Plan) -> Custody | None:
+    dimse = plan.config.receivers.dimse
+    if dimse is None:
+        return None
+    directory = plan.config.storage.directory / INBOX
+    return Custody(directory, plan.keys.custody, bytes_max=dimse.inbox_bytes_max, objects_max=CUSTODY_OBJECTS_MAX)
 
 
 def start_engine(plan: Plan, metrics: Metrics) -> LocalEngine | None:
@@ -321,29 +287,6 @@ def _model(config: Config, name: str) -> ProtectedModel:
     if config.trust.artefacts is None:
         raise ConfigError(["trust.artefacts: required, because there are models"])
     return ProtectedModel.load(name, config.models[name], config.trust.artefacts)
-
-
-def revocation_files(config: TrustConfig) -> Seen:
-    """What tells revocation files from those that were there before, without reading them: name, inode, size, time."""
-    seen = []
-    for path in (*config.crls, *config.ocsp):
-        try:
-            for file in files_of(path):
-                found = file.stat()
-                seen.append((str(file), found.st_ino, found.st_size, found.st_mtime_ns))
-        except OSError:  # gone, or out of reach: that is a change too, and reading it will say what is wrong
-            seen.append((str(path), 0, 0, 0))
-    return tuple(seen)
-
-
-def _digests(paths: tuple[Path, ...]) -> Iterator[str]:
-    """SHA-256 of each file, folders entered; raises `TrustError`."""
-    for path in paths:
-        for file in files_of(path):
-            try:
-                yield hashlib.sha256(file.read_bytes()).hexdigest()
-            except OSError as error:
-                raise TrustError(f"{file}: {error.strerror}") from error
 
 
 class _Gather:

@@ -2,6 +2,7 @@
 
 GatewayError
 ├── ScanError       the call itself is wrong: the same bytes will fail again
+│   └── TooLarge    the object is larger than any that is taken
 ├── Overloaded      no room now: the sender may try again
 ├── Abandoned       nobody waits for the answer any more
 ├── UpstreamError   the protected model did not answer
@@ -26,6 +27,10 @@ class ScanError(GatewayError):
     """The call cannot be examined as it was made, and repeating it cannot help."""
 
     permanent = True
+
+
+class TooLarge(ScanError):  # noqa: N818 - a state, like the status it becomes
+    """The object is larger than any that is taken."""
 
 
 class Overloaded(GatewayError):  # noqa: N818 - the word of the status table

@@ -133,6 +133,10 @@ class Metrics:
         """Count one study that was sent as a whole and answered."""
         self._studies.labels(receiver, verdict.disposition.label).inc()
 
+    def unsafe(self, setting: str) -> None:
+        """Count one scan admitted only because of an unsafe setting that no verdict names."""
+        self._unsafe.labels(setting).inc()
+
     def signature(self, outcome: str, reason: str, profile: str) -> None:
         """Count one examined signature under the trust policy's required profile."""
         label = profile if profile in SIGNATURE_PROFILES else "other"

@@ -63,6 +63,8 @@ class Scan:
     defect: DicomError | None
     tensor: NDArray[np.float32] | None = None
     """As it came, of any shape: a model's input that came bare, without an object; `data` is its .npy file."""
+    acknowledged: bool = False
+    """The sender was told that it is stored before it was examined: whatever the verdict, it is kept."""
 
     @classmethod
     def receive(
@@ -75,6 +77,7 @@ class Scan:
         sha256: str | None = None,
         hashed: Hashed | None = None,
         limits: Limits | None = None,
+        acknowledged: bool = False,
     ) -> Scan:
         """Parse what a door received; `sha256` and `hashed` are given where the door hashed while the bytes came in."""
         view = memoryview(data).toreadonly()
@@ -86,7 +89,7 @@ class Scan:
             # Its traceback would hold what the parser had in hand, hundreds of megabytes for a deflate bomb.
             defect = error.with_traceback(None)
             defect.__cause__ = defect.__context__ = None
-        return cls(view, digest, route, receiver, source, elements, defect)
+        return cls(view, digest, route, receiver, source, elements, defect, acknowledged=acknowledged)
 
     @classmethod
     def of_tensor(cls, tensor: NDArray[np.float32], *, route: str, receiver: str, source: Source) -> Scan:

@@ -111,7 +111,8 @@ class ProtectionService:
         started = time.perf_counter()
         route = self._route_at(scan.route, scan.source)
         pipeline = route.pipeline_for(scan)
-        self._throttle.scan(scan.source, len(scan.data))
+        if not scan.acknowledged:  # or its door has seen to that, before it promised anything
+            self._throttle.scan(scan.source, len(scan.data))
         with self._ledger.turn(scan, route.digests, deadline) as turn:
             if (earlier := turn.earlier) is not None:  # (0) same bytes, same answer
                 return earlier
@@ -185,7 +186,8 @@ class ProtectionService:
             _log.error("query_attack", source=source.identity, scan_sha256=alarm.held_sha256, count=alarm.count)
 
     def _carry_out(self, route: Route, case: Case, verdict: Verdict, deadline: Deadline) -> Consequence:
-        if verdict.disposition is Disposition.QUARANTINE:
+        refused_too_late = verdict.disposition is Disposition.REJECT and case.scan.acknowledged
+        if verdict.disposition is Disposition.QUARANTINE or refused_too_late:
             return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
         if not verdict.disposition.admitted or route.upstream is None:
             return Consequence()

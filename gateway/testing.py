@@ -13,12 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from gateway.settings.limits import LimitsConfig
 from signing.testing import Hospital
@@ -40,6 +46,8 @@ class Addresses:
 
     grpc: str
     metrics: str
+    dimse: str | None = None
+    http: str | None = None
 
 
 class GatewayProcess:
@@ -112,6 +120,12 @@ class GatewayProcess:
         self._process.terminate()
         return self._process.wait(120)
 
+    def kill(self) -> None:
+        """End it without a warning (SIGKILL), as a power cut of the process would."""
+        assert self._process is not None, "not started"
+        self._process.kill()
+        self._process.wait()
+
     def reload(self) -> None:
         """Ask it to read its configuration again (SIGHUP)."""
         assert self._process is not None, "not started"
@@ -141,7 +155,7 @@ class GatewayProcess:
                 raise GatewayFailed(f"not ready after {START_S_MAX:.0f} s: {self.log()[-_TAIL_BYTES:]}")
             time.sleep(_POLL_S)
         found = json.loads(ready.read_text())
-        return Addresses(found["grpc"], found["metrics"])
+        return Addresses(found["grpc"], found["metrics"], found["dimse"], found["http"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +275,31 @@ def write_signing_key(path: Path) -> Ed25519PrivateKey:
     write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return key
+
+
+def write_certificate(
+    folder: Path, name: str, issuer: tuple[x509.Certificate, EllipticCurvePrivateKey] | None
+) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
+    """A TLS certificate for 127.0.0.1 and its key, `NAME.pem` and `NAME.key`; without an issuer an authority's."""
+    key = generate_private_key(SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
+        .add_extension(address, critical=False)
+        .sign(issuer[1] if issuer else key, SHA256())
+    )
+    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    write_secret(folder / f"{name}.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate, key
 
 
 def write_token(path: Path) -> str:

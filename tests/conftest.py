@@ -23,6 +23,7 @@ SKIPS_AT_A_DESK = (
     "needs dcmtk",
     "needs dcmsign",
     "needs faketime",
+    "needs orthanc",
     "needs postgresql",
     "needs prometheus",
     "needs softhsm",

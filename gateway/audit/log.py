@@ -117,6 +117,15 @@ class AuditLog:
         """Whether the last commit succeeded and more are taken."""
         return not (self._closed or self._failed)
 
+    @property
+    def size(self) -> int:
+        """How many records are durable."""
+        return self._edge.size
+
+    def reader(self) -> LogReader:
+        """The log as it is now, to be read from any thread and closed; raises AuditError."""
+        return self._sink.reader()
+
     def close(self) -> None:
         """Write what waits, sign the end, and let go of the sink."""
         with self._door:

@@ -44,6 +44,10 @@ class CutOff(GatewayError):  # noqa: N818 - as above
     """The stream ended before the sender said so; the whole scan may be sent again."""
 
 
+class Mismatched(ScanError):  # noqa: N818 - as above
+    """The data set is not the instance that its envelope says it is (PS3.4 B.2.3, A9xx)."""
+
+
 class Repeated(GatewayError):  # noqa: N818 - as above
     """Stands in the log for refusals that were not recorded one by one."""
 

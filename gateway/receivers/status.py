@@ -8,8 +8,17 @@ from types import MappingProxyType
 
 import grpc
 
-from gateway.errors import Abandoned, AuditError, ConfigError, GatewayError, Overloaded, ScanError, UpstreamError
-from gateway.receivers.receiver import CutOff, NotPermitted, Unauthenticated
+from gateway.errors import (
+    Abandoned,
+    AuditError,
+    ConfigError,
+    GatewayError,
+    Overloaded,
+    ScanError,
+    TooLarge,
+    UpstreamError,
+)
+from gateway.receivers.receiver import CutOff, Mismatched, NotPermitted, Unauthenticated
 from gateway.verdict import Disposition
 
 
@@ -30,6 +39,7 @@ _SUCCESS = 0x0000
 _PROCESSING_FAILURE = 0x0110
 _NOT_AUTHORISED = 0x0124
 _OUT_OF_RESOURCES = 0xA700
+_DOES_NOT_MATCH = 0xA900
 _CANNOT_UNDERSTAND = 0xC000
 _REFUSED_BY_POLICY = 0xC001
 """Of Cxxx the standard leaves the low digits to the implementation; this one is in our conformance statement."""
@@ -52,6 +62,8 @@ ERRORS: Mapping[type[Exception], Status] = MappingProxyType(
         Unauthenticated: Status(grpc.StatusCode.UNAUTHENTICATED, 401, _NOT_AUTHORISED),
         NotPermitted: Status(grpc.StatusCode.PERMISSION_DENIED, 403, _NOT_AUTHORISED),
         CutOff: Status(grpc.StatusCode.ABORTED, 400, _PROCESSING_FAILURE),
+        TooLarge: Status(grpc.StatusCode.INVALID_ARGUMENT, 413, _OUT_OF_RESOURCES),
+        Mismatched: Status(grpc.StatusCode.INVALID_ARGUMENT, 409, _DOES_NOT_MATCH),
         ScanError: Status(grpc.StatusCode.INVALID_ARGUMENT, 400, _CANNOT_UNDERSTAND),
         Abandoned: Status(grpc.StatusCode.DEADLINE_EXCEEDED, 504, _OUT_OF_RESOURCES),
         Overloaded: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),

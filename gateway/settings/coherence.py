@@ -28,6 +28,7 @@ def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
         *_source_mistakes(document),
         *_oidc_mistakes(document),
         *_limit_mistakes(document),
+        *_dicom_mistakes(document),
     ]
 
 
@@ -101,18 +102,19 @@ def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:
     if not isinstance(sources, list) or not sources:
         yield "sources: at least one is needed, or nobody may call"
         return
-    verifies_clients = "client_ca" in _table(document, "receivers", "grpc", "tls")
+    doors = [_table(document, "receivers", door, "tls") for door in ("grpc", "dimse")]
+    verifies_clients = any("client_ca" in door for door in doors)
     seen: set[tuple[str, object]] = set()
     for index, source in enumerate(sources):
         if not isinstance(source, dict):
             continue
-        for key in ("name", "token_file", "tls_subject", "tls_san"):
+        for key in ("name", "token_file", "tls_subject", "tls_san", "calling_ae"):
             if (value := source.get(key)) is not None and (key, str(value)) in seen:
                 yield f"sources.{index}.{key}: {value!r} belongs to another source already"
             seen.add((key, str(value)))
         for key in ("tls_subject", "tls_san"):
             if key in source and not verifies_clients:
-                yield f"sources.{index}.{key}: needs receivers.grpc.tls.client_ca"
+                yield f"sources.{index}.{key}: needs a door with tls.client_ca"
         wanted = source.get("routes")
         for place, route in enumerate(wanted if isinstance(wanted, list) else ()):
             if route not in routes:
@@ -149,6 +151,22 @@ def _limit_mistakes(document: dict[str, Any]) -> Iterator[str]:
     for name in limits:
         if name != DEFAULT and name not in known:
             yield f"limits.{name}: there is no source of that name"
+
+
+def _dicom_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    """An AE title is a claim that anybody can make: where certificates are shown, one must go with it."""
+    dimse, routes = _table(document, "receivers", "dimse"), _table(document, "routes")
+    for title, route in _table(dimse, "routes").items():
+        if route not in routes:
+            yield f"receivers.dimse.routes.{title}: there is no [routes.{route}]"
+    sources = document.get("sources")
+    for index, source in enumerate(sources if isinstance(sources, list) else ()):
+        if not isinstance(source, dict) or "calling_ae" not in source:
+            continue
+        if not dimse:
+            yield f"sources.{index}.calling_ae: needs [receivers.dimse]"
+        elif "tls" in dimse and source.keys().isdisjoint({"tls_subject", "tls_san"}):
+            yield f"sources.{index}.calling_ae: needs tls_subject or tls_san too: the DICOM door asks for certificates"
 
 
 def _table(document: object, *keys: str) -> dict[str, Any]:

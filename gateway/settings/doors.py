@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from gateway.settings.fields import Address, File, SecretFile, Table, loopback
+from gateway.settings.fields import Address, AeTitle, File, SecretFile, Table, loopback
 
 
 class TlsConfig(Table):
@@ -51,10 +51,51 @@ class GrpcConfig(Table):
         return self
 
 
+class DicomTlsConfig(Table):
+    """Mutual TLS for DICOM (PS3.15 B.12): a node that shows no certificate opens no association."""
+
+    certificate: File
+    """PEM, the leaf first."""
+    private_key: SecretFile
+    client_ca: File
+
+
+class DimseConfig(Table):
+    """The DICOM door."""
+
+    address: Address
+    tls: DicomTlsConfig | None = None
+    unsafe_plaintext: bool = False
+    """Without TLS an AE title is all that tells who sends; scans admitted so are counted."""
+    routes: Annotated[dict[AeTitle, str], Field(min_length=1)]
+    """Route by called AE title."""
+    associations_max: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Open at once; the next is refused for now (local limit exceeded)."""
+    pdu_bytes_max: Annotated[int, Field(ge=4096, le=1 << 24)] = 1 << 17
+    request_s_max: Annotated[float, Field(gt=0.0, le=600.0)] = 10.0
+    """From the connection to the end of the association request (ARTIM timer, PS3.8 9.1.4)."""
+    idle_s_max: Annotated[float, Field(gt=0.0, le=3600.0)] = 60.0
+    """How long an association may say nothing, and one PDU may take."""
+    examiners: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Scans from the inbox examined at once; at least twice engine.batch_size_max fills the batches."""
+    examine_s_max: Annotated[float, Field(gt=0.0, le=3600.0)] = 120.0
+    inbox_bytes_max: Annotated[int, Field(ge=1 << 20)] = 16 << 30
+    """Scans acknowledged and not examined yet; beyond it senders hear A700, out of resources."""
+    drain_s_max: Annotated[float, Field(ge=0.0, le=3600.0)] = 30.0
+
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if (self.tls is None) != self.unsafe_plaintext:
+            raise ValueError("needs either a [receivers.dimse.tls] table or unsafe_plaintext = true")
+        return self
+
+
 class ReceiversConfig(Table):
     """The doors."""
 
     grpc: GrpcConfig
+    dimse: DimseConfig | None = None
+    """Without the table there is no DICOM port."""
 
 
 class MetricsConfig(Table):

@@ -74,6 +74,14 @@ def loopback(address: str) -> bool:
         return False
 
 
+def _ae_title(value: str) -> str:
+    if not 1 <= len(value) <= 16 or not value.isascii() or not value.isprintable() or "\\" in value:
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash (PS3.5 6.2)")
+    if value != value.strip():
+        raise ValueError("an AE title neither begins nor ends with a space")
+    return value
+
+
 File = Annotated[Path, AfterValidator(_readable_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
 FileOrDirectory = Annotated[Path, AfterValidator(_readable)]
@@ -81,6 +89,7 @@ SecretFile = Annotated[Path, AfterValidator(_secret_file)]
 OwnDirectory = Annotated[Path, AfterValidator(_resolved)]
 Address = Annotated[str, AfterValidator(_address)]
 Url = Annotated[str, AfterValidator(_url)]
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 

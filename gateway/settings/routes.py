@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.settings.fields import Name, SecretFile, Table
+from gateway.settings.fields import AeTitle, Name, SecretFile, Table
 from gateway.settings.policy import PolicyConfig
 
 MONITOR_DAYS_MAX = 90
@@ -39,6 +39,8 @@ class SourceConfig(Table):
     """Common name of the client certificate."""
     tls_san: str | None = None
     """One of the client certificate's Subject Alternative Names, whole: a DNS name, an address or a URI."""
+    calling_ae: AeTitle | None = None
+    """Calling AE title of a DICOM node; no proof without the certificate beside it."""
     enrolled: bool
     """An enrolled source signs all it sends: what arrives unsigned from it has been stripped."""
     routes: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -55,6 +57,9 @@ class SourceConfig(Table):
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
-        if [self.token_file, self.tls_subject, self.tls_san].count(None) != 2:
-            raise ValueError("needs one of token_file, tls_subject and tls_san")
+        shown = [self.token_file, self.tls_subject, self.tls_san].count(None)
+        if shown < 2:
+            raise ValueError("needs one of token_file, tls_subject and tls_san, not several")
+        if shown == 3 and self.calling_ae is None:
+            raise ValueError("needs one of token_file, tls_subject and tls_san, or calling_ae")
         return self

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from gateway.errors import ConfigError, Overloaded, ScanError
+from gateway.errors import ConfigError, Overloaded, TooLarge
 from signing.hashed import Hashed
 from signing.streaming import Incoming
 
@@ -55,11 +55,11 @@ class Spool:
             share: of the whole budget, that one owner's objects may take.
 
         Raises:
-            ScanError: the claim is over the largest object.
+            TooLarge: the claim is over the largest object.
             Overloaded: the claim does not fit into what is left now.
         """
         if size_hint > self.bytes_max_per_object:
-            raise ScanError(f"the object is larger than {self.bytes_max_per_object} bytes")
+            raise TooLarge(f"the object is larger than {self.bytes_max_per_object} bytes")
         if size_hint > self._bytes_max_total - self.bytes_used:
             raise Overloaded("the spool has no room for an object of this size")
         return SpoolWriter(self, owner, int(share * self._bytes_max_total))
@@ -115,14 +115,14 @@ class SpoolWriter:
         """Take the next bytes.
 
         Raises:
-            ScanError: the object is over the largest size.
+            TooLarge: the object is over the largest size.
             Overloaded: the budget or the disk is full.
         """
         if not self._open:
             raise ValueError("the object is sealed or discarded")
         count = len(chunk)
         if self.size + count > self._spool.bytes_max_per_object:
-            raise ScanError(f"the object is larger than {self._spool.bytes_max_per_object} bytes")
+            raise TooLarge(f"the object is larger than {self._spool.bytes_max_per_object} bytes")
         self._spool.reserve(count, self._owner, self._owner_max)
         self.size += count
         self._hash.update(chunk)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from gateway.client import UNARY_BYTES_MAX, Client, ClientError, files_in
 from gateway.receipt import verify_receipt
-from gateway.testing import GatewayProcess, Site, write_secret
+from gateway.testing import GatewayProcess, Site, write_certificate
 from signing import read
 from signing.dictionary import tag_of
 
@@ -131,9 +124,9 @@ class TestMutualTls:
     def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("tls")
         for authority, leaves in (("ca", ("server", "scanner-7", "unknown")), ("other-ca", ("intruder",))):
-            issuer = _certificate(folder, authority, None)
+            issuer = write_certificate(folder, authority, None)
             for leaf in leaves:
-                _certificate(folder, leaf, issuer)
+                write_certificate(folder, leaf, issuer)
         return folder
 
     @pytest.fixture(scope="class")
@@ -177,29 +170,6 @@ class TestMutualTls:
         with self.client(pki, address, name) as client, pytest.raises(ClientError) as caught:
             client.protect(CT, "open")
         assert caught.value.status == "UNAVAILABLE"
-
-
-def _certificate(
-    folder: Path, name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
-        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-    )
-    certificate = builder.sign(issuer[1] if issuer else key, SHA256())
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    write_secret(folder / f"{name}.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return certificate, key
 
 
 def test_the_large_object_is_read_whole(large: Path) -> None:

@@ -312,3 +312,41 @@ def _inner(annotation: object) -> list[type]:
     if isinstance(annotation, type):
         return [annotation]
     return [each for argument in get_args(annotation) for each in _inner(argument)]
+
+
+DIMSE = """
+[receivers.dimse]
+address = "127.0.0.1:0"
+unsafe_plaintext = true
+[receivers.dimse.routes]
+SCANWARD = "chest"
+[[sources]]
+name = "ct-2"
+roles = ["submit"]
+calling_ae = "CT2"
+enrolled = false
+routes = ["chest"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("unsafe_plaintext = true\n[receivers.dimse.routes]", "[receivers.dimse.routes]", "receivers.dimse"),
+        ('SCANWARD = "chest"', 'SCANWARD = "lost"', "receivers.dimse.routes.SCANWARD"),
+        ('SCANWARD = "chest"', '"SEVENTEEN-LETTERS" = "chest"', "receivers.dimse.routes.SEVENTEEN-LETTERS.[key]"),
+        ('SCANWARD = "chest"\n', "", "receivers.dimse.routes"),
+        ('calling_ae = "CT2"', 'calling_ae = " CT2"', "sources.1.calling_ae"),
+        ('calling_ae = "CT2"\n', "", "sources.1"),
+        ("unsafe_plaintext = true\n[receivers.dimse.routes]", "[receivers.dimse.tls]", "sources.1.calling_ae"),
+    ],
+)
+def test_refuses_a_dicom_door_by_key(site: Path, old: str, new: str, key: str) -> None:
+    assert old in DIMSE
+    load(site, GOOD + DIMSE)
+    assert any(problem.startswith(f"{key}: ") for problem in problems(site, GOOD + DIMSE.replace(old, new)))
+
+
+def test_an_ae_title_without_a_dicom_door_is_a_mistake(site: Path) -> None:
+    found = problems(site, GOOD + without(DIMSE, "receivers.dimse", "receivers.dimse.routes"))
+    assert [problem.split(":")[0] for problem in found] == ["sources.1.calling_ae"]

@@ -1,0 +1,46 @@
+"""DICOM nodes among the configured sources: who may open an association, and which route it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gateway.receivers.identity import Credentials
+from gateway.receivers.receiver import NotPermitted, Unauthenticated
+from gateway.receivers.roles import Role
+from gateway.scan import Source
+from gateway.settings.routes import SourceConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Knows the AE titles. A title is no proof: the certificate beside it is, where the source has one configured."""
+
+    sources: Iterable[SourceConfig]
+    routes: Mapping[str, str]
+    """Route by called AE title."""
+
+    def route(self, called_ae: str) -> str:
+        """The route behind a called AE title; raises NotPermitted where there is none."""
+        try:
+            return self.routes[called_ae]
+        except KeyError:
+            raise NotPermitted("the called AE title belongs to no route") from None
+
+    def admit(self, calling_ae: str, *, route: str, shown: Credentials) -> Source:
+        """The source with this AE title, which may use the route.
+
+        Raises:
+            Unauthenticated: no source has it, or the certificate is another's.
+            NotPermitted: it may not send scans, or not to this route.
+        """
+        found = next((each for each in self.sources if each.calling_ae == calling_ae), None)
+        if found is None:
+            raise Unauthenticated("the calling AE title belongs to no configured source")
+        subject_differs = found.tls_subject is not None and found.tls_subject != shown.common_name
+        name_differs = found.tls_san is not None and found.tls_san not in shown.alternative_names
+        if subject_differs or name_differs:
+            raise Unauthenticated("the client certificate is not that of the calling AE title")
+        if Role.SUBMIT not in found.roles or route not in found.routes:
+            raise NotPermitted("this source may not use that route")
+        return Source(found.name, found.enrolled, calling_ae=found.calling_ae, tls_subject=found.tls_subject)
