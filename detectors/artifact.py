@@ -41,6 +41,8 @@ FILE_BYTES_MAX = 2**30
 MANIFEST_BYTES_MAX = 2**20
 
 COPIED_TWIN, SMALL_TWIN = "twinM", "twinS"
+JOINED = "ensemble"
+"""Under this name the joined statistic is calibrated, beside the detectors under theirs."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.safetensors")
 _FACTS = (
     "created", "scanward", "torch", "model_sha256", "profile_sha256", "data_sha256", "n_fit", "n_a", "n_b", "fpr",
@@ -98,7 +100,7 @@ class Artefact:
             for section in ("detectors", "denoisers", "ensemble")
         }
         try:  # (3)
-            shared = states["ensemble"]["ensemble"]
+            shared = states["ensemble"][JOINED]
             ensemble = _assemble(facts["detectors"], states["detectors"], shared, model, device)
             denoisers = {
                 name: _DENOISERS[name].from_state(_to(state, device)) for name, state in states["denoisers"].items()
@@ -150,11 +152,98 @@ class Artefact:
                 name: {"version": denoiser.version} | _write_file(directory, f"denoiser_{name}", denoiser.state())
                 for name, denoiser in denoisers.items()
             },
-            "ensemble": {"ensemble": _write_file(directory, "ensemble", _shared_state(ensemble))},
+            "ensemble": {JOINED: _write_file(directory, JOINED, _shared_state(ensemble))},
         }
         text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
         (directory / MANIFEST).write_bytes(text)
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """The conformal calibrations of an artefact: by detector, and under `JOINED` the one that decides."""
+
+    deployed: Mapping[str, ConformalCalibration]
+    """Those that judge scans."""
+    anchor: Mapping[str, ConformalCalibration]
+    """Those that were fitted with the detectors, which no recalibration moves."""
+    tails: Mapping[str, TailCalibration]
+    """By detector; fitted once, so that they are one scale for old thresholds and new ones."""
+
+    @classmethod
+    def read(cls, directory: Path, manifest: bytes) -> Self:
+        """Read them from an artefact whose manifest was verified; raises `ArtefactError`."""
+        facts = _read_manifest(manifest)
+        shared = _shared_of(directory, facts)
+        try:
+            names = [*_in_order(shared, facts["detectors"]), JOINED]
+            deployed = {name: _under(shared, _calibrated_at(name)) for name in names}
+            anchor = {name: _under(shared, f"anchor.{name}.") or deployed[name] for name in names}
+            return cls(
+                {name: ConformalCalibration.from_state(state) for name, state in deployed.items()},
+                {name: ConformalCalibration.from_state(state) for name, state in anchor.items()},
+                {name: TailCalibration.from_state(_under(shared, f"member.{name}.tail.")) for name in names[:-1]},
+            )
+        except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ArtefactError(f"the calibrations cannot be read: {error}") from error
+
+
+def recalibrated(
+    source: Path, manifest: bytes, calibrations: Mapping[str, ConformalCalibration], out: Path, facts: Mapping[str, Any]
+) -> bytes:
+    """Write an artefact that differs from a verified one in its conformal calibrations alone.
+
+    Args:
+        source: directory of the verified artefact.
+        manifest: the exact bytes that were signed.
+        calibrations: for every detector and `JOINED`.
+        out: directory to write; made if missing.
+        facts: entries of the manifest that change.
+
+    Returns:
+        The bytes of the new manifest, which nobody has signed yet.
+
+    Raises:
+        ArtefactError: the source was changed, or a calibration is missing.
+    """
+    before, old = Promises.read(source, manifest), _read_manifest(manifest)
+    if set(calibrations) != set(before.deployed):
+        raise ArtefactError("every detector needs a calibration, and so does the whole")
+    shared = _shared_of(source, old)
+    for name, calibration in calibrations.items():
+        shared |= {f"anchor.{name}.{key}": value for key, value in before.anchor[name].state().items()}
+        shared |= {f"{_calibrated_at(name)}{key}": value for key, value in calibration.state().items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for section in ("detectors", "denoisers"):
+        for name, entry in old[section].items():
+            _write_file(out, Path(entry["file"]).stem, _read_file(source, entry, name))
+    new = old | {
+        **facts,
+        "guarantee": calibrations[JOINED].guarantee.value,
+        "ensemble": {JOINED: _write_file(out, JOINED, shared)},
+    }
+    text = json.dumps(new, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+    (out / MANIFEST).write_bytes(text)
+    return text
+
+
+def check_files(directory: Path, manifest: bytes) -> None:
+    """Raise `ArtefactError` unless every file that the manifest names is there and has its digest."""
+    facts = _read_manifest(manifest)
+    for section in ("detectors", "denoisers", "ensemble"):
+        for name, entry in facts[section].items():
+            _read_file(directory, entry, name)
+
+
+def _calibrated_at(name: str) -> str:
+    """Where the conformal calibration of a detector, or of the whole, lies in the shared state."""
+    return "conformal." if name == JOINED else f"member.{name}.conformal."
+
+
+def _shared_of(directory: Path, facts: Mapping[str, Any]) -> State:
+    if JOINED not in facts["ensemble"]:
+        raise ArtefactError("the manifest names no calibrations of the whole")
+    return _read_file(directory, facts["ensemble"][JOINED], JOINED)
 
 
 def _assemble(

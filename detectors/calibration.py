@@ -7,6 +7,7 @@ source, P(p <= alpha) <= alpha. It promises nothing about attacked scans, which 
 
 import math
 from enum import Enum, unique
+from itertools import accumulate
 from typing import Self
 
 import torch
@@ -138,6 +139,28 @@ class ConformalCalibration:
         known = self._statistics.to(statistics.device, torch.float64)
         smaller = torch.searchsorted(known, statistics.detach().double().contiguous(), side="left")
         return self._table.to(statistics.device)[len(known) - smaller]
+
+    def place(self, p_value: float) -> int:
+        """How many clean statistics were at least as large, from 0 to n, where `p_value` was given."""
+        return min(int(torch.searchsorted(self._table, torch.tensor(p_value, dtype=torch.float64))), self.size)
+
+    def ties(self) -> list[tuple[int, int]]:
+        """First and last place of scans that share their statistic with several clean ones."""
+        counts = torch.unique(self._statistics, return_counts=True)[1].flip(0).tolist()
+        return [(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True) if count > 1]
+
+    def threshold(self, alpha: float) -> float:
+        """The statistic above which p <= alpha.
+
+        Raises:
+            InputError: there are too few clean statistics for any scan to be flagged at this rate.
+        """
+        flagged = int((self._table <= alpha).sum())
+        if not flagged:
+            raise InputError(f"{self.size} clean scans flag nothing at {alpha:g}")
+        if flagged > self.size:
+            return -math.inf
+        return float(self._statistics[self.size - flagged])
 
     @property
     def size(self) -> int:

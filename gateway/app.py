@@ -45,7 +45,7 @@ _MATERIAL_LOOK_S = 2.0
 """How often revocation files are looked at."""
 _MATERIAL = 0
 """Among signals, which begin at 1: revocation files have changed."""
-_FIXED = ("receivers", "metrics", "storage", "keys", "audit", "engine")
+_FIXED = ("receivers", "metrics", "storage", "keys", "audit", "engine", "drift")
 """Tables that a reload cannot change: ports, files and processes that are in use."""
 
 _log = structlog.get_logger(__name__)

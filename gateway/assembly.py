@@ -35,6 +35,7 @@ from gateway.stages.signature import SignatureStage
 from gateway.stages.stage import Stage
 from gateway.stages.tensor import BareTensorStage, TensorImageStage
 from gateway.store.custody import Custody
+from gateway.store.drift import Calibrated, DriftWatch
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
@@ -44,6 +45,7 @@ from gateway.trusted import Trusted
 from gateway.upstreams.upstreams import Upstreams
 
 AUDIT_LOG, CHECKPOINT, LEDGER, REPLAY = "audit.sqlite", "checkpoint.note", "ledger.sqlite", "replay.sqlite"
+DRIFT = "drift.sqlite"
 """Files in the storage directory."""
 QUARANTINE, SPOOL, INBOX = "quarantine", "spool", "inbox"
 """Folders in the storage directory."""
@@ -64,6 +66,8 @@ class Plan:
     gate: Gate
     models: Mapping[str, ProtectedModel]
     trusts: Mapping[str, Trusted]
+    calibrated: Mapping[str, Calibrated]
+    """By model: what drift is measured against."""
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -77,6 +81,10 @@ class Plan:
         gate = gather(lambda: Gate(config.sources, config.oidc))
         models = {name: gather(partial(_model, config, name)) for name in config.models}
         trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}
+        between = config.drift.patients_between_false_alarms
+        calibrated = {
+            name: gather(partial(Calibrated.of, model, between)) for name, model in models.items() if model is not None
+        }
         for name, route in config.routes.items():
             if route.model is not None and (model := models[route.model]) is not None:
                 where = f"routes.{name}.policy" if route.policy is not None else "policy"
@@ -90,6 +98,7 @@ class Plan:
             gate,
             {name: model for name, model in models.items() if model is not None},
             {name: trust for name, trust in trusts.items() if trust is not None},
+            {name: each for name, each in calibrated.items() if each is not None},
         )
 
 
@@ -101,6 +110,7 @@ class Records:
     audit: AuditLog
     ledger: Ledger
     replay: ReplayLedger
+    drift: DriftWatch
     quarantine: Quarantine
     spool: Spool
     notary: Notary
@@ -136,6 +146,7 @@ class Records:
                     root / LEDGER, rows_max=storage.ledger_rows_max, age_s_max=storage.ledger_days_max * _SECONDS_A_DAY
                 ),
                 ReplayLedger(root / REPLAY, keys.replay, age_s_max=replay_s_max, metrics=metrics),
+                DriftWatch(root / DRIFT, keys.drift, patients_max=plan.config.drift.patients_max, metrics=metrics),
                 Quarantine(
                     root / QUARANTINE,
                     keys.quarantine,
@@ -163,6 +174,7 @@ class Records:
             self.inbox.close()
         self.ledger.close()
         self.replay.close()
+        self.drift.close()
         self.quarantine.close()
         self.audit.close()
 
@@ -209,6 +221,7 @@ def build_service(
             _tensors(plan, name, stages, records.metrics),
             monitored=monitored,
             p_value_min=plan.models[configured.model].p_value_min if configured.model is not None else None,
+            drift=records.drift.on(plan.calibrated[configured.model]) if configured.model else None,
         )
     return ProtectionService(
         routes,

@@ -18,6 +18,7 @@ KEY_BYTES = 32
 """Of the quarantine's key: AES-256."""
 
 _NAMES_INFO = b"scanward quarantine names v1"
+_DRIFT_INFO = b"scanward drift watch v1"
 _REPLAY_INFO = b"scanward replay ledger v1"
 _CUSTODY_INFO = b"scanward custody v1"
 
@@ -53,6 +54,11 @@ class Keys:
     def replay(self) -> bytes:
         """Hides instances and patients in the replay ledger; derived likewise."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=_REPLAY_INFO).derive(self.quarantine)
+
+    @property
+    def drift(self) -> bytes:
+        """Hides patients in the drift watch; derived likewise."""
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_DRIFT_INFO).derive(self.quarantine)
 
     @property
     def custody(self) -> bytes:

@@ -98,6 +98,7 @@ class Metrics:
             registry=registry,
         )
         self._revocation_of: frozenset[str] = frozenset()
+        self._watch_drift()
         self._of_itself(registry)
 
     def _of_itself(self, registry: CollectorRegistry) -> None:
@@ -110,6 +111,20 @@ class Metrics:
         self._ready = Gauge("scanward_ready", "1 while calls should come here, else 0", registry=registry)
         build = Gauge("scanward_build_info", "The version that runs; always 1", ["version"], registry=registry)
         build.labels(version("scanward")).set(1)
+
+    def _watch_drift(self) -> None:
+        self._drift = Gauge(
+            "scanward_drift_martingale",
+            "Evidence that a source has changed, as a share of the threshold for an alarm",
+            ["detector", "source", "model"],
+            registry=self.registry,
+        )
+        self._suspended = Gauge(
+            "scanward_drift_suspended",
+            "1 where drift has suspended the detectors' guarantee",
+            ["source", "model"],
+            registry=self.registry,
+        )
 
     # -- scans --
 
@@ -179,6 +194,17 @@ class Metrics:
     def replay_rows(self, count: int) -> None:
         """Set how many rows the replay ledger has."""
         self._replay_rows.set(count)
+
+    def drift(self, source: str, model: str, evidence: Mapping[str, float], *, suspended: bool) -> None:
+        """Set each detector's evidence that a configured source has changed, and whether its guarantee holds."""
+        for detector, share in evidence.items():
+            self._drift.labels(detector, source, model).set(share)
+        self._suspended.labels(source, model).set(float(suspended))
+
+    def drift_forgotten(self, model: str) -> None:
+        """Another artefact serves the model: what was found under the earlier one is no longer said."""
+        for family in (self._drift, self._suspended):
+            family.remove_by_labels({"model": model})
 
     def revocation(self, updated: Mapping[str, float | None]) -> None:
         """Set when the oldest revocation material in use was issued, in seconds since the epoch, by trust policy.

@@ -43,8 +43,11 @@ class Notary:
         self._key = key
         self._clock = clock
 
-    def issue(self, case: Case, verdict: Verdict, consequence: Consequence) -> Receipt:
-        """Bind scan, examination, decision and what was done into one signed statement."""
+    def issue(self, case: Case, verdict: Verdict, consequence: Consequence, guarantee: str | None = None) -> Receipt:
+        """Bind scan, examination, decision and what was done into one signed statement.
+
+        `guarantee` is what the detectors' false-positive rate is worth for this source; None where none examined.
+        """
         prediction = consequence.prediction
         statement = {
             "_type": STATEMENT_TYPE,
@@ -59,6 +62,7 @@ class Notary:
                 "examination": {"sha256": documents.examination_sha256(case.findings, verdict)},
                 "prediction": None if prediction is None else {"sha256": prediction.sha256},
                 "quarantineId": consequence.quarantine_id,
+                "guarantee": guarantee,
                 "decidedBy": _decided_by(case.digests),
             },
         }

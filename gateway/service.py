@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 import structlog
 
 from gateway.audit.log import AuditLog
-from gateway.audit.record import Alarmed, Answered, Decided, Failed, Refused, StudyDecided
+from gateway.audit.record import Alarmed, Answered, Decided, Drifted, Failed, Refused, StudyDecided
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, ScanError, UpstreamError
@@ -23,6 +23,7 @@ from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.reply import Consequence, Reply
 from gateway.scan import Scan, Source
+from gateway.store.drift import Observe
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.study import Judged, Study, StudyReply, together
@@ -46,7 +47,8 @@ class Route:
     """What the route's model takes and gives; None where it has no model."""
     tensors: Pipeline | None = None
     """Examines a model's input that came bare; None where the route takes none."""
-
+    drift: Observe | None = None
+    """Where detectors examine: whether the source still sends what they were calibrated on."""
     monitored: Mapping[str, date] = field(default_factory=dict)
     """Sources in monitor mode, each until its day begins (UTC)."""
     p_value_min: float | None = None
@@ -122,7 +124,7 @@ class ProtectionService:
             self._audit.append(Decided.of(case, verdict)).result()  # (3) record: durable before anything leaves
             self._notice(case, verdict)
             consequence = self._carry_out(route, case, verdict, deadline)  # (4) ask the model, hold, or refuse
-            receipt = self._notary.issue(case, verdict, consequence)  # (5) sign
+            receipt = self._notary.issue(case, verdict, consequence, self._guarantee(route, case))  # (5) sign
             place = self._audit.append(Answered.of(case, receipt)).result()  # (6) record
             reply = Reply(scan.sha256, verdict, consequence.prediction, receipt, place, case.findings)
             turn.settle(reply)
@@ -184,6 +186,15 @@ class ProtectionService:
             self._audit.append(Alarmed.of(case, alarm)).result()
             self._metrics.query_alarm(source.name)
             _log.error("query_attack", source=source.identity, scan_sha256=alarm.held_sha256, count=alarm.count)
+
+    def _guarantee(self, route: Route, case: Case) -> str | None:
+        """What the detectors' promise is worth for this source; drift that comes to light is recorded first."""
+        if route.drift is None:
+            return None
+        standing = route.drift(case)
+        for drift in standing.drifts:
+            self._audit.append(Drifted.of(case, drift)).result()
+        return standing.guarantee
 
     def _carry_out(self, route: Route, case: Case, verdict: Verdict, deadline: Deadline) -> Consequence:
         refused_too_late = verdict.disposition is Disposition.REJECT and case.scan.acknowledged

@@ -22,8 +22,8 @@ ALLOWED: Final = frozenset(
     {
         "event", "level", "logger", "timestamp", "dropped", "error", "trace", "where",
         "scan_sha256", "receipt_sha256", "quarantine_id", "index", "size", "records", "count", "bytes", "seconds",
-        "stage", "reason", "outcome", "disposition", "detector", "model", "artefact_sha256", "config_sha256",
-        "trust", "trust_sha256",
+        "stage", "reason", "outcome", "disposition", "detector", "direction", "model",
+        "artefact_sha256", "config_sha256", "trust", "trust_sha256",
         "route", "receiver", "source", "upstream", "queue", "batch", "setting", "status", "code",
         "address", "version", "device", "worker", "pid", "path", "signal", "problems", "refusal", "next_start_s",
     }

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lab.fitting import Fitted
+    from lab.recalibration import Chosen, Movement
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 PATH = click.Path(exists=True, path_type=Path)
-CANNOT_RUN = 2
+FOUND_WANTING, CANNOT_RUN = 1, 2
 
 
 @click.group()
@@ -95,6 +99,70 @@ def score(
         click.echo(f"{name}\t{p:.4g}\t{profile.classes[predicted]}")
 
 
+@main.command()
+@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
+@click.option("--detectors", type=FOLDER, required=True, help="signed artefact directory that is served")
+@click.option("--public-key", "public_keys", type=FILE, multiple=True, required=True, help="who signed it; repeatable")
+@click.option("--scans", type=FOLDER, required=True, help="folder of signed DICOM files")
+@click.option("--config", type=FILE, required=True, help="configuration that names the enrolled signers")
+@click.option("--trust", "trust_name", required=True, help="its trust policy, [trust.NAME]")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="directory of the candidate"
+)
+@click.option("--per-patient", type=click.IntRange(min=1), default=1, show_default=True, help="scans, under one signer")
+@click.option(
+    "--bound", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="movement, in nats"
+)
+@click.option("--accept-movement", is_flag=True, help="take a larger movement: say so only when you know its cause")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
+def recalibrate(
+    *,
+    model_path: Path,
+    profile_path: Path,
+    detectors: Path,
+    public_keys: tuple[Path, ...],
+    scans: Path,
+    config: Path,
+    trust_name: str,
+    out: Path,
+    per_patient: int,
+    bound: float,
+    accept_movement: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Calibrate the detectors anew on scans that enrolled scanners signed; write a candidate for a person to sign."""
+    import torch
+
+    from gateway.profile import Profile
+    from lab import recalibration, sealing
+
+    with _refusals():
+        profile = Profile.load(profile_path)
+        manifest = sealing.believed(detectors, public_keys)
+        ensemble = sealing.opened(detectors, manifest, model_path.read_bytes(), profile, torch.device(device))
+        chosen = recalibration.choose(scans, sealing.trust_of(config, trust_name), profile, per_patient=per_patient)
+        proposal = recalibration.propose(ensemble, detectors, manifest, chosen)
+        _say_movements(proposal.movements, chosen, as_json=as_json)
+        recalibration.write(detectors, manifest, chosen, proposal, out, bound=bound, accept_movement=accept_movement)
+    click.echo(f"Nobody has signed {out}: read what moved, then scanward-lab sign-artefact.", err=True)
+
+
+@main.command("sign-artefact")
+@click.argument("artefact", type=FOLDER)
+@click.option("--key", "key_path", type=FILE, required=True, help="Ed25519 private key, PEM")
+def sign_artefact(*, artefact: Path, key_path: Path) -> None:
+    """Sign the manifest of an artefact directory whose files are all as it says."""
+    from lab import sealing
+    from signing.envelope import load_private_key
+
+    with _refusals():
+        facts = sealing.sign(artefact, load_private_key(key_path))
+    click.echo(f"signed: {facts['guarantee']} at {facts['fpr']:g}, calibrated on {facts['n_b']} scans", err=True)
+
+
 def _show(fitted: "Fitted") -> None:
     """Print what each detector is worth, as measured on scans that nothing was fitted on."""
     from rich.console import Console
@@ -114,6 +182,27 @@ def _show(fitted: "Fitted") -> None:
     console.print(table)
 
 
+def _say_movements(movements: "Sequence[Movement]", chosen: "Chosen", *, as_json: bool) -> None:
+    """Print every threshold, from the first calibration to the candidate, and what was left out."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    if as_json:
+        told = {"n": len(chosen.images), "left_out": dict(chosen.left_out), "movements": [asdict(m) for m in movements]}
+        click.echo(json.dumps(told))
+        return
+    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(chosen.left_out.items())) or "none"
+    table = Table(title=f"{len(chosen.images)} signed scans; left out: {left_out}")
+    for column in ("threshold", "first", "before", "candidate", "moved"):
+        table.add_column(column)
+    for each in movements:
+        values = (f"{value:.4g}" for value in (each.anchor, each.before, each.after))
+        table.add_row(f"{each.detector} at {each.rate:g}", *values, f"{each.moved:+.2f}")
+    Console().print(table)
+
+
 def _rate(found: "dict[str, Any] | None") -> str:
     """A rate with its interval, or a dash where nothing was there to flag."""
     return f"{found['rate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else "-"
@@ -128,8 +217,12 @@ class _refusals:  # noqa: N801 - reads as a word in `with`
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         from detectors.errors import DetectorError
         from gateway.errors import GatewayError
+        from lab.data import MovedTooFarError
         from signing.errors import SigningError
 
+        if isinstance(error, MovedTooFarError):
+            click.echo(f"scanward-lab: {error}", err=True)
+            sys.exit(FOUND_WANTING)
         if isinstance(error, DetectorError | GatewayError | SigningError | OSError):
             click.echo(f"scanward-lab: {error}", err=True)
             sys.exit(CANNOT_RUN)

@@ -36,6 +36,10 @@ class DataError(ConfigError):
         super().__init__([problem])
 
 
+class MovedTooFarError(DataError):
+    """A threshold moved further from the first calibration than is allowed without a person's word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Scans of one use."""

@@ -24,12 +24,11 @@ from detectors.reference import Reference, conversion_difference
 from detectors.shifts import PredictionShift
 from detectors.twins import COPIED, SMALL, Hardening, TwinDisagreement
 from gateway.profile import Profile
-from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from lab.data import DataError, Dataset, Split, halves
 from lab.measuring import measure
 from lab.progress import Watch
+from lab.sealing import put
 from lab.workbench import Workbench
-from signing.envelope import seal
 
 FIT_SHARE = 0.8
 """Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
@@ -124,7 +123,7 @@ def fit(
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, watch=watch)  # (6)
     facts = _facts(model, profile, parts, fpr, difference, measured)
     manifest = Artefact.write(out, ensemble, denoisers, facts)  # (7)
-    _sign(out, manifest, key)
+    put(out, manifest, key)
     return Fitted(ensemble, denoisers, manifest, measured)
 
 
@@ -210,11 +209,3 @@ def _facts(
         "conversion_max_abs_diff": difference,
         "measured": measured,
     }
-
-
-def _sign(out: Path, manifest: bytes, key: Ed25519PrivateKey | None) -> None:
-    """Put the signature beside the manifest; an unsigned artefact leaves no old signature behind."""
-    place = out / MANIFEST_ENVELOPE
-    place.unlink(missing_ok=True)
-    if key is not None:
-        place.write_bytes(seal(manifest, MANIFEST_TYPE, key))

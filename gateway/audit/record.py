@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
+from detectors.drift import Drift
 from gateway import documents
 from gateway.case import Case
 from gateway.errors import GatewayError
@@ -221,6 +222,32 @@ class Alarmed(_Facts):
     def of(cls, case: Case, alarm: QueryAlarm) -> Alarmed:
         """The record of one alarm."""
         return cls(case.scan.sha256, case.scan.source.identity, alarm.held_sha256, alarm.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Drifted(_Facts):
+    """A source no longer sends scans like those that were calibrated on: its detectors' guarantee is suspended."""
+
+    kind: ClassVar[str] = "drifted"
+
+    scan_sha256: str
+    """The scan with which it came to light; by itself it need not be unusual."""
+    route: str
+    source: str
+    artefact_sha256: str
+    detector: str
+    direction: str
+    """`suspicious` or `calm`."""
+    evidence: float
+    threshold: float
+
+    @classmethod
+    def of(cls, case: Case, drift: Drift) -> Drifted:
+        """The record of one alarm."""
+        return cls(
+            case.scan.sha256, case.scan.route, case.scan.source.name, case.digests.artefact,
+            drift.detector, drift.direction, drift.evidence, drift.threshold,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from gateway.settings.document import read, sentences
 from gateway.settings.doors import MetricsConfig, ReceiversConfig
 from gateway.settings.fields import Name, Table
 from gateway.settings.limits import LimitsConfig
-from gateway.settings.models import EngineConfig, ModelConfig
+from gateway.settings.models import DriftConfig, EngineConfig, ModelConfig
 from gateway.settings.oidc import OidcConfig
 from gateway.settings.policy import PolicyConfig
 from gateway.settings.routes import RouteConfig, SourceConfig
@@ -33,6 +33,7 @@ class Config(Table):
     engine: EngineConfig | None = None
     """Required where there are models."""
     models: dict[Name, ModelConfig] = Field(default_factory=dict)
+    drift: DriftConfig = DriftConfig()
     trust: TrustTable
     policy: PolicyConfig
     routes: dict[Name, RouteConfig]

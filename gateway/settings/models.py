@@ -1,4 +1,4 @@
-"""[engine] and [models]: the protected models and the worker that examines their input."""
+"""[engine], [models] and [drift]: the protected models, what examines their input, and whether it still may."""
 
 from __future__ import annotations
 
@@ -78,3 +78,12 @@ class ModelConfig(Table):
     """Artefact directory, as `scanward-lab fit` wrote it."""
     kserve: KServeConfig | None = None
     """Where the model is served, for routes with `upstream = "kserve"`."""
+
+
+class DriftConfig(Table):
+    """The watch on whether scans are still like those that the detectors were calibrated on (docs/drift.md)."""
+
+    patients_between_false_alarms: Annotated[float, Field(ge=1_000.0, le=1e9)] = 100_000.0
+    """At least, on average, of one source that has not changed."""
+    patients_max: Annotated[int, Field(ge=1_000, le=100_000_000)] = 1_000_000
+    """Remembered, so that each patient counts once."""

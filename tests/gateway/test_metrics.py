@@ -43,6 +43,7 @@ def _used() -> Metrics:
     metrics.checkpointed_at(940.0)
     metrics.replay_rows(4)
     metrics.revocation({"hospital": 900.0, "legacy": None})
+    metrics.drift("ct-1", "chest", {"uad": 0.25}, suspended=True)
     return metrics
 
 
@@ -65,6 +66,8 @@ def test_every_metric_has_its_contracted_name_and_labels():
         "scanward_audit_checkpoint_age_seconds": 60,
         "scanward_replay_ledger_rows": 4,
         'scanward_revocation_age_seconds{trust="hospital"}': 100,
+        'scanward_drift_martingale{detector="uad",model="chest",source="ct-1"}': 0.25,
+        'scanward_drift_suspended{model="chest",source="ct-1"}': 1,
     }
     assert {name: samples.get(name) for name in expected} == expected
     assert any(name.startswith('scanward_build_info{version="') and value == 1 for name, value in samples.items())

@@ -39,6 +39,7 @@ def test_binds_scan_examination_decision_and_consequence(make_case):
             "examination": {"sha256": documents.examination_sha256(case.findings, HELD)},
             "prediction": None,
             "quarantineId": "ab" * 16,
+            "guarantee": None,
             "decidedBy": {
                 "model": {"sha256": "11" * 32},
                 "profile": {"sha256": "22" * 32},
@@ -47,6 +48,12 @@ def test_binds_scan_examination_decision_and_consequence(make_case):
             },
         },
     }
+
+
+@pytest.mark.parametrize("word", ["confident", "marginal", "suspended"])
+def test_says_what_the_detectors_promise_is_worth(make_case, word):
+    receipt = NOTARY.issue(make_case(), HELD, Consequence(), word)
+    assert verify_receipt(receipt.envelope, KEYS)["predicate"]["guarantee"] == word
 
 
 def test_binds_the_prediction(make_case):

@@ -1,0 +1,71 @@
+"""Artefacts and the signatures under them: believed before anything is opened, signed only where all is whole."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from detectors.artifact import MANIFEST, Artefact, check_files
+from detectors.ensemble import Ensemble
+from detectors.errors import ArtefactError
+from gateway.errors import ConfigError
+from gateway.profile import Profile
+from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
+from gateway.settings.trust import TrustTable
+from gateway.trusted import Trusted
+from signing import Trust
+from signing.envelope import load_public_key, open_envelope, seal
+
+
+def sign(directory: Path, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """Sign the manifest as it lies there, and return what it says.
+
+    Raises:
+        ArtefactError: it is malformed, or a file is not the one that it names.
+    """
+    manifest = _read(directory / MANIFEST)
+    check_files(directory, manifest)
+    put(directory, manifest, key)
+    facts: dict[str, Any] = json.loads(manifest)
+    return facts
+
+
+def put(directory: Path, manifest: bytes, key: Ed25519PrivateKey | None) -> None:
+    """Put the signature beside the manifest; an unsigned artefact leaves no old signature behind."""
+    place = directory / MANIFEST_ENVELOPE
+    place.unlink(missing_ok=True)
+    if key is not None:
+        place.write_bytes(seal(manifest, MANIFEST_TYPE, key))
+
+
+def believed(directory: Path, public_keys: Sequence[Path]) -> bytes:
+    """The manifest's exact bytes, once one of the keys has signed them; raises `EnvelopeError` or `ArtefactError`."""
+    keys = [load_public_key(path) for path in public_keys]
+    return open_envelope(_read(directory / MANIFEST_ENVELOPE), keys, MANIFEST_TYPE)
+
+
+def opened(directory: Path, manifest: bytes, model: bytes, profile: Profile, device: torch.device) -> Ensemble:
+    """The ensemble of a believed manifest; raises `ArtefactError`."""
+    return Artefact.load(directory, manifest, model, profile.sha256, device).ensemble
+
+
+def trust_of(config: Path, name: str) -> Trust:
+    """The trust policy of that name in a gateway's configuration, of which nothing else is read.
+
+    Raises:
+        ConfigError: there is none, or it cannot be used.
+    """
+    policies = TrustTable.load(config.resolve()).policies
+    if name not in policies:
+        raise ConfigError([f"trust.{name}: there is no such trust policy in {config}"])
+    return Trusted.load(name, policies[name]).trust
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read") from error
