@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import resource
 import signal
 import sys
 import threading
@@ -39,6 +40,8 @@ from gateway.upstreams.upstreams import Upstreams
 DISTRIBUTION = "scanward"
 
 _OWN_PACKAGES = ("gateway", "detectors", "signing", "lab")
+_DESCRIPTORS_OF_OUR_OWN = 1024
+"""Files, pipes and sockets beside the connections of callers."""
 _LOOK_S = 0.5
 """How often readiness is looked at while nothing else happens."""
 _MATERIAL_LOOK_S = 2.0
@@ -91,6 +94,7 @@ class App:
         refuse_foreign_owners()
         with self._signalled(), ExitStack() as closing:
             plan = Plan.of(Config.load(self._path))  # (1)
+            allow_descriptors(plan.config.receivers.grpc.connections_max)
             records = Records.open(plan)  # (2)
             closing.callback(records.close)
             decompressor = closing.enter_context(DisposableDecoder())
@@ -109,6 +113,7 @@ class App:
             records.metrics.ready(True)
             closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
+            closing.callback(self._say_unready)
             self._until_told_to_stop(receiver, records, decompressor)  # (7)
             records.metrics.ready(False)
             service_manager.notify(service_manager.STOPPING)
@@ -257,6 +262,11 @@ class App:
             if address:
                 _log.info("listening", receiver=door, address=address)
 
+    def _say_unready(self) -> None:
+        if self._ready_file is not None:
+            with suppress(OSError):  # whoever made the folder may have taken it away
+                self._ready_file.unlink()
+
     def _service(self) -> ProtectionService:
         assert self._served is not None
         return self._served.service
@@ -304,6 +314,23 @@ def check(config: Config) -> None:
     """
     plan = Plan.of(config)
     Upstreams.of(config, plan.models, Metrics())
+
+
+def allow_descriptors(connections: int) -> None:
+    """Let this process open a file for each connection and some for itself: without them the log could not be written.
+
+    Raises:
+        ConfigError: the system does not allow so many.
+    """
+    wanted = connections + _DESCRIPTORS_OF_OUR_OWN
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (ValueError, OSError) as error:
+            raise ConfigError(
+                [f"receivers.grpc.connections_max: {wanted} files would be open, and the system allows {hard}"]
+            ) from error
 
 
 def refuse_foreign_owners() -> None:

@@ -25,6 +25,7 @@ from gateway.protected import ProtectedModel
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.receivers.gate import Gate
+from gateway.receivers.tls import ServerCertificate
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig
@@ -78,6 +79,8 @@ class Plan:
         """
         gather = _Gather()
         keys = gather(lambda: Keys.load(config.keys))
+        if (tls := config.receivers.grpc.tls) is not None:
+            gather(lambda: ServerCertificate(tls))
         gate = gather(lambda: Gate(config.sources, config.oidc))
         models = {name: gather(partial(_model, config, name)) for name in config.models}
         trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}

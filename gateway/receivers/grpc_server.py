@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,11 +23,12 @@ from gateway.receivers.doorkeeper import Doorkeeper
 from gateway.receivers.gate import Gate
 from gateway.receivers.receiver import Inflation
 from gateway.receivers.studies import StudyRoom
+from gateway.receivers.tls import ServerCertificate
 from gateway.receivers.wire import sentence, study_to_wire, to_wire
 from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.service import ProtectionService
-from gateway.settings.doors import GrpcConfig, TlsConfig
+from gateway.settings.doors import GrpcConfig
 from gateway.store.spool import Spool, SpoolWriter
 from gateway.study import Study
 from gateway.throttle import Throttle
@@ -41,6 +43,21 @@ _MESSAGE_OVERHEAD = 4096
 _GATEWAY = pb.DESCRIPTOR.services_by_name["ProtectionGateway"].full_name
 _STOPPING_S = 5.0
 """For calls that were cancelled to notice it."""
+
+
+def _connection_options(config: GrpcConfig) -> tuple[tuple[str, int], ...]:
+    """Bounds on what a connection may cost, in milliseconds and numbers; without them silent ones stay for ever."""
+    return (
+        ("grpc.max_allowed_incoming_connections", config.connections_max),
+        ("grpc.max_concurrent_streams", config.concurrent_calls_max),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_age_ms", 3_600_000),  # after which a client's certificate is looked at again
+        ("grpc.max_connection_age_grace_ms", int(1000 * max(config.call_s_max, config.study_s_max))),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    )
 
 
 class ScanServicer(rpc.ProtectionGatewayServicer):
@@ -163,6 +180,7 @@ class GrpcReceiver:
     ) -> None:
         """Create the gRPC server; `service` and `gate` are asked for at each call. Fork nothing after this."""
         self._config = config
+        self._started = False
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="grpc")
         self._calls = calls = Calls(
             RECEIVER,
@@ -177,6 +195,7 @@ class GrpcReceiver:
             options=[
                 ("grpc.max_receive_message_length", config.message_bytes_max + _MESSAGE_OVERHEAD),
                 ("grpc.so_reuseport", 0),  # a second gateway on the same port must fail, not share its calls
+                *_connection_options(config),
             ],
             maximum_concurrent_rpcs=config.concurrent_calls_max,
         )
@@ -199,12 +218,15 @@ class GrpcReceiver:
             if self._config.tls is None:
                 port = self._server.add_insecure_port(self._config.address)
             else:
-                port = self._server.add_secure_port(self._config.address, _credentials(self._config.tls))
+                port = self._server.add_secure_port(
+                    self._config.address, ServerCertificate(self._config.tls).credentials()
+                )
         except RuntimeError:
             port = 0
         if not port:
             raise ConfigError([f"receivers.grpc.address: {self._config.address} cannot be listened on"])
         self._server.start()
+        self._started = True
         return f"{host}:{port}"
 
     def ready(self, ready: bool) -> None:
@@ -217,6 +239,8 @@ class GrpcReceiver:
     def drain(self, seconds: float) -> None:
         """Say unready, take no more calls, give those in progress that long, and close."""
         self.ready(False)
+        if self._started:
+            time.sleep(self._config.drain_notice_s)  # until whoever balances load has seen it
         self._server.stop(seconds).wait()
         # Cancelled calls may still be in their handlers; their records must be written before the log is closed.
         ending = threading.Thread(target=self._finish, daemon=True)
@@ -227,9 +251,3 @@ class GrpcReceiver:
     def _finish(self) -> None:
         self._pool.shutdown()
         self._studies.close()
-
-
-def _credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    pair = (tls.private_key.read_bytes(), tls.certificate.read_bytes())
-    roots = tls.client_ca.read_bytes() if tls.client_ca is not None else None
-    return grpc.ssl_server_credentials([pair], root_certificates=roots, require_client_auth=roots is not None)

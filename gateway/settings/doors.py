@@ -29,6 +29,8 @@ class GrpcConfig(Table):
     """Handler threads; each waits while the engine works on its scan."""
     concurrent_calls_max: Annotated[int, Field(ge=1, le=65536)]
     """Calls in progress or waiting for a thread; the next is answered RESOURCE_EXHAUSTED."""
+    connections_max: Annotated[int, Field(ge=16, le=1 << 20)] = 16384
+    """Connections, idle ones included; each costs a file descriptor and some tens of kilobytes."""
     message_bytes_max: Annotated[int, Field(ge=1 << 20, le=1 << 30)] = 16 << 20
     object_bytes_max: Annotated[int, Field(ge=1 << 20, le=1 << 31)] = 2 << 30
     """Largest streamed object."""
@@ -38,6 +40,8 @@ class GrpcConfig(Table):
     """The same of a call that sends a whole study."""
     study_instances_max: Annotated[int, Field(ge=1, le=8000)] = 5000
     """Instances of a study that is sent as a whole."""
+    drain_notice_s: Annotated[float, Field(ge=0.0, le=300.0)] = 0.0
+    """How long calls are still taken after SIGTERM, while readiness is false already: for load balancers to notice."""
     drain_s_max: Annotated[float, Field(ge=0.0, le=3600.0)] = 30.0
     """How long calls in progress may still take once the service was told to stop."""
     reflection: bool = False
