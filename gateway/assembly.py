@@ -26,6 +26,7 @@ from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.receivers.gate import Gate
 from gateway.receivers.tls import ServerCertificate
+from gateway.routing import Routing
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig
@@ -235,6 +236,7 @@ def build_service(
         metrics=records.metrics,
         throttle=records.throttle,
         queries=records.queries,
+        routing=Routing(plan.config.routing),
         clock=lambda: datetime.now(UTC),
     )
 

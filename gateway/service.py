@@ -22,6 +22,7 @@ from gateway.profile import Profile
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.reply import Consequence, Reply
+from gateway.routing import Routing
 from gateway.scan import Scan, Source
 from gateway.store.drift import Observe
 from gateway.store.ledger import Ledger
@@ -87,6 +88,7 @@ class ProtectionService:
         metrics: Metrics,
         throttle: Throttle,
         queries: QueryWatch,
+        routing: Routing,
         clock: Callable[[], datetime],
     ) -> None:
         self._routes = routes
@@ -97,6 +99,7 @@ class ProtectionService:
         self._metrics = metrics
         self._throttle = throttle
         self._queries = queries
+        self._routing = routing
         self._clock = clock
 
     def protect(self, scan: Scan, deadline: Deadline, *, study_held: int = 0) -> Reply:
@@ -130,6 +133,10 @@ class ProtectionService:
             turn.settle(reply)
         self._metrics.answered(scan.receiver, scan.modality, verdict, time.perf_counter() - started)
         return reply  # (7) answer
+
+    def route_by_rule(self, scan: Scan) -> str:
+        """Name of the route for a scan whose sender named none; raises ScanError where no rule takes it."""
+        return self._routing.route_of(scan)
 
     def begin_study(self, route: str, receiver: str, source: Source) -> Study:
         """A study that is about to be sent as a whole; raises `ScanError` where the route takes none."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -111,7 +112,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
     def _begin(self, begin: pb.Begin) -> tuple[str, SpoolWriter]:
         """Ask whether the sender may, before any byte is taken."""
         sender = current_caller()
-        route = sender.route(begin.route)
+        route = sender.route(begin.route, by_rule=True)
         self._calls.throttle.admit(sender.source)
         share = self._calls.throttle.limits_of(sender.source).spool_share
         return route, self._spool.open(begin.size_hint, owner=sender.source.identity, share=share)
@@ -122,6 +123,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
 
         def begin(begin: pb.Begin) -> tuple[str, SpoolWriter]:
             nonlocal study
+            caller.route(begin.route)  # a study is one route's, and no rule can tell it from its first instance
             route, writer = self._begin(begin)
             study = study or self._service().begin_study(route, RECEIVER, caller.source)
             if route != study.route:
@@ -146,12 +148,14 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
         with self._inflation.room(received.data, deadline):
             scan = Scan.receive(
                 received.data,
-                route=sender.route(received.route),
+                route=sender.route(received.route, by_rule=study is None),
                 receiver=RECEIVER,
                 source=sender.source,
                 sha256=received.sha256,
                 hashed=received.hashed,
             )
+            if not scan.route:
+                scan = replace(scan, route=sender.route(self._service().route_by_rule(scan)))
             if study is None:
                 return self._service().protect(scan, deadline)
             study.admit(scan, number)

@@ -40,8 +40,10 @@ class Caller:
         if self.roles.isdisjoint(roles):
             raise NotPermitted("this caller has no role that may do that")
 
-    def route(self, wanted: str) -> str:
+    def route(self, wanted: str, *, by_rule: bool = False) -> str:
         """The route a call goes to; a caller with a single one need not name it.
+
+        `by_rule`: where none was named and there are several it is empty, and the routing rules choose.
 
         Raises:
             ScanError: none was named and there are several.
@@ -49,6 +51,8 @@ class Caller:
         """
         if not wanted:
             if len(self.routes) != 1:
+                if by_rule:
+                    return ""
                 raise ScanError("name a route: this sender has several")
             return self.routes[0]
         if wanted not in self.routes:

@@ -24,6 +24,7 @@ def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
     return [
         *_model_mistakes(document),
         *_route_mistakes(document),
+        *_routing_mistakes(document),
         *_rule_mistakes(document),
         *_source_mistakes(document),
         *_oidc_mistakes(document),
@@ -67,6 +68,20 @@ def _route_mistakes(document: dict[str, Any]) -> Iterator[str]:
         where = f"routes.{name}.policy" if "policy" in route else "policy"
         if "detection" not in (_table(route, "policy") or _table(document, "policy")):
             yield f"{where}.detection: required, because route {name} has a model"
+
+
+def _routing_mistakes(document: dict[str, Any]) -> Iterator[str]:
+    rules, routes = document.get("routing"), _table(document, "routes")
+    takes_all: int | None = None
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        if not isinstance(rule, dict):
+            continue
+        if (wanted := rule.get("route")) is not None and wanted not in routes:
+            yield f"routing.{index}.route: there is no [routes.{wanted}]"
+        if takes_all is not None:
+            yield f"routing.{index}: never reached, because rule {takes_all} takes every scan"
+        elif not any(rule.get(key) for key in ("modality", "body_part", "calling_ae")):
+            takes_all = index
 
 
 def _upstream_mistakes(name: str, route: dict[str, Any], models: dict[str, Any]) -> Iterator[str]:

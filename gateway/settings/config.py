@@ -17,7 +17,7 @@ from gateway.settings.limits import LimitsConfig
 from gateway.settings.models import DriftConfig, EngineConfig, ModelConfig
 from gateway.settings.oidc import OidcConfig
 from gateway.settings.policy import PolicyConfig
-from gateway.settings.routes import RouteConfig, SourceConfig
+from gateway.settings.routes import RouteConfig, RoutingConfig, SourceConfig
 from gateway.settings.storage import KeysConfig, StorageConfig
 from gateway.settings.trust import TrustTable
 
@@ -37,6 +37,8 @@ class Config(Table):
     trust: TrustTable
     policy: PolicyConfig
     routes: dict[Name, RouteConfig]
+    routing: tuple[RoutingConfig, ...] = ()
+    """Where scans go whose sender names no route; without a rule that takes them they are refused."""
     sources: tuple[SourceConfig, ...]
     oidc: dict[Name, OidcConfig] = Field(default_factory=dict)
     """Identity providers."""

@@ -27,6 +27,21 @@ class RouteConfig(Table):
     """Replaces the global [policy] as a whole."""
 
 
+class RoutingConfig(Table):
+    """One rule for scans whose sender has several routes and names none; the first that holds counts.
+
+    An absent or empty key holds for any scan; a written one for the values in it alone.
+    """
+
+    route: str
+    modality: tuple[str, ...] = ()
+    """Modality (0008,0060)."""
+    body_part: tuple[str, ...] = ()
+    """Body Part Examined (0018,0015)."""
+    calling_ae: tuple[str, ...] = ()
+    """AE title of the sender, at the DICOM door."""
+
+
 class SourceConfig(Table):
     """One sender or reviewer, told by a bearer token or by a name in its client certificate."""
 

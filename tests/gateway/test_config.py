@@ -209,6 +209,8 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
             KSERVE.replace('"127.0.0.1:8001"', '"10.0.0.1:1"\nunsafe_plaintext = true'),
             "models.chest.kserve",
         ),
+        ("[engine]", '[[routing]]\nroute = "lost"\n[engine]', "routing.0.route"),
+        ("[engine]", '[[routing]]\nroute = "chest"\n[[routing]]\nroute = "archive"\n[engine]', "routing.1"),
         ('[routes.chest]\ntrust = "hospital"', '[routes.chest]\ntrust = "artefacts"', "routes.chest.trust"),
         ('public_keys = ["keys/receipt.pub"]', "public_keys = []", "trust.artefacts"),
         ("enrolled = true\n", "", "sources.0.enrolled"),

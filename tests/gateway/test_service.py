@@ -28,6 +28,7 @@ from gateway.policy import DETECTION, ServicePolicy
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary, verify_receipt
 from gateway.reply import Prediction, Receipt, Reply
+from gateway.routing import Routing
 from gateway.scan import Source
 from gateway.service import ProtectionService, Route
 from gateway.settings.coherence import DEFAULT
@@ -153,6 +154,7 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
         metrics=metrics,
         throttle=Throttle({DEFAULT: WIDE_LIMITS}, threads=8),
         queries=QueryWatch(),
+        routing=Routing(()),
         clock=lambda: clock[0],
     )
     yield House(clock, service, stage, model, sink, audit, quarantine, log, metrics, make_scan)
