@@ -102,6 +102,11 @@ class ProtectionService:
         self._routing = routing
         self._clock = clock
 
+    @property
+    def audit(self) -> AuditLog:
+        """The log, for the door through which it is read."""
+        return self._audit
+
     def protect(self, scan: Scan, deadline: Deadline, *, study_held: int = 0) -> Reply:
         """Examine one scan, admit it or not, and leave a signed record.
 

@@ -248,14 +248,14 @@ def _resume(sink: AuditSink, file: Path, keys: Sequence[Ed25519PublicKey]) -> tu
     file beside the log, which whoever cuts the log may have forgotten, or been unable to reach.
     """
     with sink.reader() as log:
-        size, note = log.count(), log.last_checkpoint()
+        size, last = log.size(), log.last_checkpoint()
         if file.is_file():
             _believed(file.read_bytes(), log, size, keys, f"the checkpoint in {file}")
-        if note is None:
+        if last is None:
             if size:
                 raise AuditError("it has records and no checkpoint")
             return Edge(), -1
-        edge = _believed(note, log, size, keys, "its last checkpoint")
+        edge = _believed(last[1], log, size, keys, "its last checkpoint")
         sealed = edge.size
         for index, entry_body, hashes in log.entries(sealed):
             following, entry = edge.entry(entry_body if isinstance(entry_body, bytes) else b"")

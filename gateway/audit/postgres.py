@@ -16,7 +16,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from gateway.audit.sinks import EVERY, SCHEMA_VERSION, Row
-from gateway.audit.tree import HASH_BYTES, Entry
+from gateway.audit.tree import HASH_BYTES, SIZE_MAX, Entry
 from gateway.errors import AuditError, ConfigError
 
 _LOCK = 0x5343_414E_5741_5244
@@ -146,9 +146,14 @@ class PostgresReader:
         """How many entries there are, whatever they are worth."""
         return int(self._row("SELECT count(*) FROM entries")[0])
 
-    def entries(self, first: int = EVERY) -> Iterator[Row]:
-        """Entries in order of their index, from `first`."""
-        yield from self._rows("SELECT idx, body, hashes FROM entries WHERE idx >= %s ORDER BY idx", first)
+    def size(self) -> int:
+        """One more than the last index that is there."""
+        return int(self._row("SELECT coalesce(max(idx) + 1, 0) FROM entries")[0])
+
+    def entries(self, first: int = EVERY, end: int = SIZE_MAX) -> Iterator[Row]:
+        """Entries in order of their index, from `first` to before `end`."""
+        statement = "SELECT idx, body, hashes FROM entries WHERE idx >= %s AND idx < %s ORDER BY idx"
+        yield from self._rows(statement, first, end)
 
     def entry(self, index: int) -> Row | None:
         """The entry of one place."""
@@ -159,10 +164,10 @@ class PostgresReader:
         """(size, note) in order of size."""
         yield from self._rows("SELECT size, note FROM checkpoints ORDER BY size, id")
 
-    def last_checkpoint(self) -> bytes | None:
-        """The newest note."""
-        row = self._row("SELECT note FROM checkpoints ORDER BY id DESC LIMIT 1")
-        return None if row is None else bytes(row[0])
+    def last_checkpoint(self) -> tuple[int, bytes] | None:
+        """(size, note), the newest."""
+        row: tuple[int, bytes] | None = self._row("SELECT size, note FROM checkpoints ORDER BY id DESC LIMIT 1")
+        return row
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -251,6 +251,17 @@ class Drifted(_Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class Inspected(_Facts):
+    """Somebody read records of this log; written before they leave."""
+
+    kind: ClassVar[str] = "inspected"
+
+    source: str
+    first: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started(_Facts):
     """The gateway came up with this configuration."""
 

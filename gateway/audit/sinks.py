@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
-from gateway.audit.tree import HASH_BYTES, Entry, Node, place_of
+from gateway.audit.tree import HASH_BYTES, SIZE_MAX, Entry, Node, place_of
 from gateway.errors import AuditError
 
 SCHEMA_VERSION = 2
@@ -49,8 +49,11 @@ class LogReader(Protocol):
     def count(self) -> int:
         """How many entries there are, whatever they are worth."""
 
-    def entries(self, first: int = EVERY) -> Iterator[Row]:
-        """Entries in order of their index, from `first`."""
+    def size(self) -> int:
+        """One more than the last index that is there."""
+
+    def entries(self, first: int = EVERY, end: int = SIZE_MAX) -> Iterator[Row]:
+        """Entries in order of their index, from `first` to before `end`."""
 
     def entry(self, index: int) -> Row | None:
         """The entry of one place."""
@@ -58,8 +61,8 @@ class LogReader(Protocol):
     def checkpoints(self) -> Iterator[tuple[int, object]]:
         """(size, note) in order of size."""
 
-    def last_checkpoint(self) -> bytes | None:
-        """The newest note."""
+    def last_checkpoint(self) -> tuple[int, bytes] | None:
+        """(size, note), the newest."""
 
     def close(self) -> None:
         """Let go of the log."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gateway.audit.sinks import EVERY, SCHEMA_VERSION, Row
-from gateway.audit.tree import HASH_BYTES, Entry
+from gateway.audit.tree import HASH_BYTES, SIZE_MAX, Entry
 from gateway.durable import sync_directory
 from gateway.errors import AuditError, ConfigError
 
@@ -142,9 +142,14 @@ class SqliteReader:
         """How many entries there are, whatever they are worth."""
         return int(next(self._rows("SELECT count(*) FROM entries"))[0])
 
-    def entries(self, first: int = EVERY) -> Iterator[Row]:
-        """Entries in order of their index, from `first`."""
-        yield from self._rows("SELECT idx, body, hashes FROM entries WHERE idx >= ? ORDER BY idx", first)
+    def size(self) -> int:
+        """One more than the last index that is there."""
+        return int(next(self._rows("SELECT coalesce(max(idx) + 1, 0) FROM entries"))[0])
+
+    def entries(self, first: int = EVERY, end: int = SIZE_MAX) -> Iterator[Row]:
+        """Entries in order of their index, from `first` to before `end`."""
+        statement = "SELECT idx, body, hashes FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
+        yield from self._rows(statement, first, end)
 
     def entry(self, index: int) -> Row | None:
         """The entry of one place."""
@@ -154,10 +159,12 @@ class SqliteReader:
         """(size, note) in order of size."""
         yield from self._rows("SELECT size, note FROM checkpoints ORDER BY size, id")
 
-    def last_checkpoint(self) -> bytes | None:
-        """The newest note."""
-        row = next(self._rows("SELECT note FROM checkpoints ORDER BY id DESC LIMIT 1"), None)
-        return None if row is None else bytes(row[0])
+    def last_checkpoint(self) -> tuple[int, bytes] | None:
+        """(size, note), the newest."""
+        row = next(self._rows("SELECT size, note FROM checkpoints ORDER BY id DESC LIMIT 1"), None)
+        if row is not None and not isinstance(row[1], bytes):
+            raise AuditError("the audit log's last checkpoint is damaged")
+        return row
 
     def close(self) -> None:
         """Let go of the file."""

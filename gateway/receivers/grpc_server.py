@@ -15,9 +15,11 @@ from grpc_reflection.v1alpha import reflection
 from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
+from gateway.api.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, ScanError
 from gateway.receivers import kserve
+from gateway.receivers.auditing import AUDIT, AuditServicer
 from gateway.receivers.calls import Calls, current_caller
 from gateway.receivers.chunks import Received, next_object, pieces
 from gateway.receivers.doorkeeper import Doorkeeper
@@ -208,10 +210,11 @@ class GrpcReceiver:
         rpc.add_ProtectionGatewayServicer_to_server(scans, self._server)
         inference = kserve.InferenceServicer(service, calls, inflation, lambda: self._is_ready)
         inference_rpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        add_AuditServiceServicer_to_server(AuditServicer(lambda: service().audit, calls), self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
-            names = (_GATEWAY, kserve.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (_GATEWAY, AUDIT, kserve.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self.ready(False)
 

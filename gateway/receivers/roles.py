@@ -28,6 +28,7 @@ NOBODY: frozenset[Role] = frozenset()
 """What holds for a method without a row: a new service is closed when it comes."""
 
 _SUBMIT = frozenset({Role.SUBMIT})
+_INSPECT = frozenset({Role.AUDIT, Role.REVIEW})
 
 METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
     {
@@ -40,6 +41,10 @@ METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
         "/inference.GRPCInferenceService/ServerLive": ANYBODY,
         "/inference.GRPCInferenceService/ServerMetadata": KNOWN,
         "/inference.GRPCInferenceService/ServerReady": ANYBODY,
+        "/scanward.v1.AuditService/GetCheckpoint": _INSPECT,
+        "/scanward.v1.AuditService/ProveConsistency": _INSPECT,
+        "/scanward.v1.AuditService/ProveInclusion": _INSPECT,
+        "/scanward.v1.AuditService/ReadRecords": _INSPECT,
         "/grpc.health.v1.Health/Check": ANYBODY,
         "/grpc.health.v1.Health/List": KNOWN,
         "/grpc.health.v1.Health/Watch": KNOWN,

@@ -73,7 +73,7 @@ class PostgresPlace:
 
     def __init__(self, dsn: str) -> None:
         self.name = dsn
-        self._owner = psycopg.connect(dsn, autocommit=True, options="-c search_path=scanward_audit")
+        self._owner = psycopg.connect(dsn, autocommit=True, options="-c search_path=scanward_audit -c lock_timeout=20s")
         self._owner.execute("DROP SCHEMA IF EXISTS scanward_audit CASCADE")
 
     def sink(self) -> AuditSink:
@@ -84,7 +84,7 @@ class PostgresPlace:
             self.query(statement)
 
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        for table in ("meta", "entries", "checkpoints"):
+        for table in () if statement.startswith("SELECT") else ("meta", "entries", "checkpoints"):
             self._owner.execute(f"DROP TRIGGER IF EXISTS append_only ON {table}".encode())
         cursor = self._owner.execute(statement.encode(), values)
         return cursor.fetchall() if cursor.description else []
