@@ -32,6 +32,7 @@ from gateway.receivers.gate import Gate, KeyWatch
 from gateway.receivers.grpc_server import GrpcReceiver
 from gateway.receivers.inbox import Inbox
 from gateway.receivers.nodes import Nodes
+from gateway.review import Review
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
 from gateway.trusted import revocation_files
@@ -46,6 +47,8 @@ _LOOK_S = 0.5
 """How often readiness is looked at while nothing else happens."""
 _MATERIAL_LOOK_S = 2.0
 """How often revocation files are looked at."""
+_EXPIRY_LOOK_S = 60.0
+"""How often the quarantine is looked through for what is too old."""
 _MATERIAL = 0
 """Among signals, which begin at 1: revocation files have changed."""
 _FIXED = ("receivers", "metrics", "storage", "keys", "audit", "engine", "drift")
@@ -100,6 +103,7 @@ class App:
             decompressor = closing.enter_context(DisposableDecoder())
             closing.callback(self._close_engines)
             self._serve(plan, records, decompressor)  # (3) (4)
+            self._service().review.resume()
             metrics_address = closing.enter_context(_serving(records.metrics, plan.config.metrics.address))
             grpc = plan.config.receivers.grpc
             closing.enter_context(KeyWatch(self._gate))
@@ -111,6 +115,7 @@ class App:
             addresses = {"grpc": receiver.start(), "http": None, "dimse": dimse, "metrics": metrics_address}  # (5)
             receiver.ready(True)
             records.metrics.ready(True)
+            closing.enter_context(Expiry(lambda: self._service().review))
             closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
             closing.callback(self._say_unready)
@@ -304,6 +309,30 @@ class MaterialWatch:
             if now != told and any(seen != plan.trusts[name].seen for name, seen in now.items()):
                 told = now  # once, so that a file that cannot be read is not read again and again
                 self._tell()
+
+
+class Expiry:
+    """Removes from the quarantine what is too old, from a thread of its own."""
+
+    def __init__(self, review: Callable[[], Review]) -> None:
+        """`review` is asked for at each look, so that a reload reaches the next one."""
+        self._review = review
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="expiry", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()  # what it removes must be on record, and the log is closed after this
+
+    def _run(self) -> None:
+        while True:
+            if count := self._review().expire():
+                _log.info("quarantine_expired", count=count)
+            if self._stop.wait(_EXPIRY_LOOK_S):
+                return
 
 
 def check(config: Config) -> None:

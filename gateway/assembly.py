@@ -26,6 +26,7 @@ from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.receivers.gate import Gate
 from gateway.receivers.tls import ServerCertificate
+from gateway.review import Review
 from gateway.routing import Routing
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
@@ -210,7 +211,7 @@ def build_service(
     decompressor: Decompressor,
 ) -> ProtectionService:
     """The service with a pipeline, a policy and an upstream for each route."""
-    routes = {}
+    routes, clock = {}, partial(datetime.now, UTC)
     monitored = {each.name: each.unsafe_monitor_until for each in plan.config.sources if each.unsafe_monitor_until}
     for name, configured in plan.config.routes.items():
         policy = effective_policy(plan, name)
@@ -232,12 +233,20 @@ def build_service(
         ledger=records.ledger,
         audit=records.audit,
         quarantine=records.quarantine,
+        review=Review(
+            plan.config.review,
+            quarantine=records.quarantine,
+            ledger=records.ledger,
+            audit=records.audit,
+            metrics=records.metrics,
+            clock=clock,
+        ),
         notary=records.notary,
         metrics=records.metrics,
         throttle=records.throttle,
         queries=records.queries,
         routing=Routing(plan.config.routing),
-        clock=lambda: datetime.now(UTC),
+        clock=clock,
     )
 
 

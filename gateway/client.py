@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -33,8 +33,9 @@ _MAGIC_AT, _MAGIC = 128, b"DICM"
 _RETRIES = {
     "methodConfig": [
         {
-            # The same bytes are answered once and alike, so repeating a call is safe; gRPC adds the jitter.
-            "name": [{"service": "scanward.v1.ProtectionGateway"}],
+            # The same bytes are answered once and alike, and the same decision is taken once, so repeating a call is
+            # safe; gRPC adds the jitter.
+            "name": [{"service": f"scanward.v1.{name}"} for name in ("ProtectionGateway", "QuarantineService")],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -71,6 +72,12 @@ class Answer:
     log_index: int
     findings: tuple[pb.Finding, ...]
     """Security findings; empty for submitters."""
+    quarantine_id: str
+    """Under which a held scan lies, or a released one lay; else empty."""
+    released_by: tuple[str, ...]
+    """Who let a held scan go on; empty for all others."""
+    earlier: bool = field(compare=False)
+    """The same bytes were answered before, and this is that answer."""
 
     @property
     def admitted(self) -> bool:
@@ -238,7 +245,7 @@ class Client:
                     return
                 number, path = next(left)
                 took = time.perf_counter() - begun[number]
-                yield Screened(path, _answer(reply.instance, reply.detail), None, took)
+                yield Screened(path, _answer(reply.instance, reply.detail, earlier=reply.earlier), None, took)
         except grpc.RpcError as error:
             if unreadable:
                 problem = unreadable[0]
@@ -258,7 +265,7 @@ class Client:
     def _unary(self, data: bytes, route: str, timeout_s: float) -> Answer:
         request = pb.ProtectRequest(dicom=data, route=route)
         reply, call = self._stub.Protect.with_call(request, timeout=timeout_s, metadata=self._metadata)
-        return _answer(reply, _detail(call))
+        return _answer_to(reply, call)
 
     def _streamed(self, chunks: Iterator[bytes], size: int, route: str, timeout_s: float) -> Answer:
         def parts() -> Iterator[pb.ProtectChunk]:
@@ -268,14 +275,16 @@ class Client:
             yield pb.ProtectChunk(end=pb.End())
 
         reply, call = self._stub.ProtectStream.with_call(parts(), timeout=timeout_s, metadata=self._metadata)
-        return _answer(reply, _detail(call))
+        return _answer_to(reply, call)
 
 
-def files_in(path: Path) -> list[Path]:
-    """The file itself, or, of a folder, every file that says it is DICOM, in order of name."""
+def files_in(path: Path) -> tuple[list[Path], int]:
+    """The file itself, or, of a folder, every file that says it is DICOM, in order of name; and how many do not."""
     if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and _says_dicom(file))
+        return [path], 0
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    scans = [file for file in files if _says_dicom(file)]
+    return scans, len(files) - len(scans)
 
 
 def _says_dicom(path: Path) -> bool:
@@ -297,8 +306,9 @@ def _chunks_of_file(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _detail(call: grpc.Call) -> str:
-    return str(dict(call.trailing_metadata() or ()).get("scanward-detail", ""))
+def _answer_to(reply: pb.ProtectReply, call: grpc.Call) -> Answer:
+    beside = dict(call.trailing_metadata() or ())
+    return _answer(reply, str(beside.get("scanward-detail", "")), earlier="scanward-earlier" in beside)
 
 
 def _disposition(word: pb.Disposition) -> str:
@@ -319,7 +329,7 @@ def _study_answer(reply: pb.StudyVerdict) -> StudyAnswer:
     )
 
 
-def _answer(reply: pb.ProtectReply, detail: str) -> Answer:
+def _answer(reply: pb.ProtectReply, detail: str, *, earlier: bool) -> Answer:
     return Answer(
         scan_sha256=reply.scan_sha256,
         disposition=_disposition(reply.disposition),
@@ -329,4 +339,7 @@ def _answer(reply: pb.ProtectReply, detail: str) -> Answer:
         receipt=reply.receipt,
         log_index=reply.log_index,
         findings=tuple(reply.findings),
+        quarantine_id=reply.quarantine_id,
+        released_by=tuple(reply.released_by),
+        earlier=earlier,
     )

@@ -1,4 +1,4 @@
-"""The JSON forms of findings, verdicts and predictions, written once: what is digested, held and remembered.
+"""The JSON forms of findings, verdicts, predictions and replies, written once: what is digested, held and remembered.
 
 Numbers come back exactly (Python writes the shortest decimal that reads as the same double); those that JSON does not
 have (`nan`, `inf`) are written as text. Two digests of the same facts are equal, whoever takes them.
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.reply import Prediction
+from gateway.reply import Prediction, Receipt, Reply
 from gateway.study import Judged
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
@@ -87,14 +87,15 @@ def to_finding(document: Mapping[str, Any]) -> Finding:
 
 
 def of_verdict(verdict: Verdict) -> Document:
-    """Every field of a verdict."""
-    return {
+    """Every field of a verdict; `released_by` only where somebody did."""
+    document: Document = {
         "disposition": verdict.disposition.label,
         "reasons": [str(reason) for reason in verdict.reasons],
         "unsafe": list(verdict.unsafe),
         "rules": list(verdict.rules),
         "instead_of": None if verdict.instead_of is None else of_verdict(verdict.instead_of),
     }
+    return {**document, "released_by": list(verdict.released_by)} if verdict.released_by else document
 
 
 def to_verdict(document: Mapping[str, Any]) -> Verdict:
@@ -106,6 +107,7 @@ def to_verdict(document: Mapping[str, Any]) -> Verdict:
         tuple(document["unsafe"]),
         tuple(document["rules"]),
         None if meant is None else to_verdict(meant),
+        tuple(document.get("released_by", ())),
     )
 
 
@@ -126,6 +128,33 @@ def to_prediction(document: Mapping[str, Any]) -> Prediction:
         document["version"],
         tuple(document["classes"]),
         tuple(float(score) for score in document["scores"]),
+    )
+
+
+def of_reply(reply: Reply) -> Document:
+    """Every field of a reply."""
+    return {
+        "scan_sha256": reply.scan_sha256,
+        "verdict": of_verdict(reply.verdict),
+        "prediction": None if reply.prediction is None else of_prediction(reply.prediction),
+        "receipt": reply.receipt.envelope.decode(),
+        "place": reply.place,
+        "findings": [of_finding(finding) for finding in reply.findings],
+        "quarantine_id": reply.quarantine_id,
+    }
+
+
+def to_reply(document: Mapping[str, Any]) -> Reply:
+    """The reply that `of_reply` wrote; raises KeyError, TypeError or ValueError on anything else."""
+    prediction = document["prediction"]
+    return Reply(
+        document["scan_sha256"],
+        to_verdict(document["verdict"]),
+        None if prediction is None else to_prediction(prediction),
+        Receipt(document["receipt"].encode()),
+        document["place"],
+        tuple(to_finding(finding) for finding in document["findings"]),
+        document["quarantine_id"],
     )
 
 

@@ -2,8 +2,11 @@
 
 GatewayError
 ├── ScanError       the call itself is wrong: the same bytes will fail again
+│   ├── NotHeld     no scan of that id is in quarantine
+│   ├── Settled     where the scan stands, or the configuration, does not allow it
 │   └── TooLarge    the object is larger than any that is taken
 ├── Overloaded      no room now: the sender may try again
+│   └── Unheld      the scan was decided about, and there was no room to hold it
 ├── Abandoned       nobody waits for the answer any more
 ├── UpstreamError   the protected model did not answer
 ├── AuditError      the record could not be made durable, so nothing may leave
@@ -33,6 +36,17 @@ class TooLarge(ScanError):  # noqa: N818 - a state, like the status it becomes
     """The object is larger than any that is taken."""
 
 
+class NotHeld(ScanError):  # noqa: N818 - a state, like the status it becomes
+    """No scan of that id is in quarantine, or none that the caller may know of."""
+
+    def __init__(self) -> None:
+        super().__init__("no scan of this id is held")
+
+
+class Settled(ScanError):  # noqa: N818 - as above
+    """What is asked of a held scan does not go with what was decided about it, or with the configuration."""
+
+
 class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
     """A queue, a byte budget or the disk is full; the sender may repeat the call later."""
 
@@ -41,6 +55,10 @@ class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unheld(Overloaded):
+    """A scan that was to be held could not be put on disk; that is on record, and nothing was acknowledged."""
 
 
 class Abandoned(GatewayError):  # noqa: N818 - a state, as above

@@ -7,7 +7,7 @@ a fixed list, so that no sender can add a series, and none can carry patient dat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from wsgiref.simple_server import WSGIServer
@@ -77,7 +77,7 @@ class Metrics:
             "scanward_batch_size", "Images examined in one batch", buckets=_BATCH_BUCKETS, registry=registry
         )
         self._queue = Gauge("scanward_queue_depth", "Entries that wait in a queue", ["queue"], registry=registry)
-        self._held = Gauge("scanward_quarantine_held", "Scans held in quarantine", registry=registry)
+        self._held = _Held(registry)
         self._unsafe = Counter(
             "scanward_unsafe_admissions", "Scans admitted only by an unsafe setting", ["setting"], registry=registry
         )
@@ -180,8 +180,23 @@ class Metrics:
         self._ready.set(ready)
 
     def held(self, count: int) -> None:
-        """Set how many scans are in quarantine."""
-        self._held.set(count)
+        """Set how many scans wait for a decision in quarantine."""
+        self._held.waiting.set(count)
+
+    def quarantine(self, used: Callable[[], tuple[int, int]], waiting_since: Callable[[], float | None]) -> None:
+        """Read at each scrape: bytes taken, bytes there are; and since when the oldest scan waits."""
+        self._held.bytes.set_function(lambda: used()[0])
+        self._held.bytes_max.set_function(lambda: used()[1])
+        self._held.oldest.set_function(lambda: self._age(waiting_since()))
+
+    def acted(self, act: str, unsafe: Sequence[str] = ()) -> None:
+        """Count one act on a held scan, and each unsafe setting that it needed.
+
+        `act` is its kind of record, or `given_up` where a scan expired that nobody had decided about.
+        """
+        self._held.acts.labels(act).inc()
+        for setting in unsafe:
+            self._unsafe.labels(setting).inc()
 
     def audit_records(self, count: int) -> None:
         """Count records that have become durable."""
@@ -239,3 +254,19 @@ class Metrics:
         except OSError as error:
             raise ConfigError([f"metrics address {address!r}: {error.strerror or type(error).__name__}"]) from None
         return server, server.server_port
+
+
+class _Held:
+    """What is known about the quarantine."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"scanward_quarantine_{name}", text, registry=registry)
+
+        self.waiting = gauge("held", "Held scans that wait for a decision")
+        self.oldest = gauge("oldest_seconds", "Age of the scan that waits longest in quarantine; NaN where none waits")
+        self.bytes = gauge("bytes", "Bytes on disk of everything in quarantine")
+        self.bytes_max = gauge("bytes_max", "Bytes that the quarantine may take")
+        self.acts = Counter(
+            "scanward_quarantine_acts", "What was done with scans in quarantine", ["act"], registry=registry
+        )

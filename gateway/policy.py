@@ -33,7 +33,7 @@ _DISPOSITION = {
     "quarantine": Disposition.QUARANTINE,
     "unsafe_admit": Disposition.ADMIT,
 }
-_UNSIGNED = frozenset({Reason.UNSIGNED, Reason.MAIN_DATASET_UNSIGNED})
+UNSIGNED = frozenset({Reason.UNSIGNED, Reason.MAIN_DATASET_UNSIGNED})
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class ServicePolicy:
         if finding.stage == SIGNATURE:
             signature = self.settings.signature
             unsigned = self._by(finding, "signature.unsigned", signature.unsigned)
-            if finding.reason in _UNSIGNED:
+            if finding.reason in UNSIGNED:
                 return unsigned
             stripped = finding.reason is Reason.STRIPPED
             word = signature.stripped if stripped else signature.failed
@@ -212,7 +212,7 @@ def _let_by(meant: Verdict, done: Verdict = _ADMITTED) -> Verdict:
 def _signature_failed(findings: Sequence[Finding]) -> bool:
     """Whether a signature is there and wrong, or was taken away: no monitor mode lets that by."""
     return any(
-        finding.stage == SIGNATURE and finding.outcome is Outcome.FAILED and finding.reason not in _UNSIGNED
+        finding.stage == SIGNATURE and finding.outcome is Outcome.FAILED and finding.reason not in UNSIGNED
         for finding in findings
     )
 
@@ -231,7 +231,7 @@ def _standing(finding: Finding) -> frozenset[str]:
         return frozenset()
     if finding.outcome is Outcome.INDETERMINATE:
         return frozenset({"unsigned", "indeterminate"})
-    if finding.reason in _UNSIGNED:
+    if finding.reason in UNSIGNED:
         return frozenset({"unsigned"})
     return frozenset({"unsigned", "stripped" if finding.reason is Reason.STRIPPED else "failed"})
 

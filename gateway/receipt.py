@@ -57,13 +57,14 @@ class Notary:
                 "issuedAt": _rfc3339(self._clock()),
                 "receivedAt": _rfc3339(case.received_at),
                 "route": case.scan.route,
-                "disposition": verdict.disposition.label,
+                "disposition": verdict.label,
                 "insteadOf": None if verdict.instead_of is None else verdict.instead_of.disposition.label,
                 "examination": {"sha256": documents.examination_sha256(case.findings, verdict)},
                 "prediction": None if prediction is None else {"sha256": prediction.sha256},
                 "quarantineId": consequence.quarantine_id,
                 "guarantee": guarantee,
                 "decidedBy": _decided_by(case.digests),
+                **({"releasedBy": list(verdict.released_by)} if verdict.released_by else {}),
             },
         }
         return Receipt(envelope.seal(documents.canonical(statement), PAYLOAD_TYPE, self._key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.finding import Finding
 from gateway.verdict import Verdict
@@ -64,3 +64,7 @@ class Reply:
     place: int
     """Index of the record in the audit log."""
     findings: tuple[Finding, ...]
+    quarantine_id: str | None = None
+    """Under which a held scan lies, or a released one lay; else None."""
+    earlier: bool = field(default=False, compare=False)
+    """Whether the same call was answered so before; of this delivery, not of the answer."""

@@ -1,4 +1,4 @@
-"""The product: one numbered function, which every door calls."""
+"""The product: `protect`, which every door calls, and `release`, which lets go what it held."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from gateway.audit.log import AuditLog
 from gateway.audit.record import Alarmed, Answered, Decided, Drifted, Failed, Refused, StudyDecided
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
-from gateway.errors import GatewayError, ScanError, UpstreamError
+from gateway.errors import GatewayError, Overloaded, ScanError, Settled, Unheld, UpstreamError
+from gateway.finding import Outcome
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
-from gateway.policy import MONITOR, Context, ServicePolicy
+from gateway.policy import MONITOR, SIGNATURE, UNSIGNED, Context, ServicePolicy
 from gateway.profile import Profile
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary
-from gateway.reply import Consequence, Reply
+from gateway.reply import Consequence, Receipt, Reply
+from gateway.review import Person, Review
 from gateway.routing import Routing
 from gateway.scan import Scan, Source
 from gateway.store.drift import Observe
+from gateway.store.held import Held, scan_of
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.study import Judged, Study, StudyReply, together
 from gateway.throttle import Throttle
 from gateway.upstreams.upstream import Upstream
 from gateway.verdict import Disposition, Verdict
+from signing import DicomError, VerifiedView
 
 _log = structlog.get_logger(__name__)
 
@@ -84,6 +88,7 @@ class ProtectionService:
         ledger: Ledger,
         audit: AuditLog,
         quarantine: Quarantine,
+        review: Review,
         notary: Notary,
         metrics: Metrics,
         throttle: Throttle,
@@ -95,6 +100,7 @@ class ProtectionService:
         self._ledger = ledger
         self._audit = audit
         self._quarantine = quarantine
+        self._review = review
         self._notary = notary
         self._metrics = metrics
         self._throttle = throttle
@@ -116,6 +122,7 @@ class ProtectionService:
             ScanError: there is no such route, or it takes no bare tensors.
             Overloaded: its sender has sent too much, or too much that was held.
             UpstreamError: the scan was admitted, but the protected model did not answer.
+            Unheld: the scan was to be held, and there was no room for it.
             AuditError: a record could not be made durable; nothing was answered.
         """
         started = time.perf_counter()
@@ -134,10 +141,40 @@ class ProtectionService:
             consequence = self._carry_out(route, case, verdict, deadline)  # (4) ask the model, hold, or refuse
             receipt = self._notary.issue(case, verdict, consequence, self._guarantee(route, case))  # (5) sign
             place = self._audit.append(Answered.of(case, receipt)).result()  # (6) record
-            reply = Reply(scan.sha256, verdict, consequence.prediction, receipt, place, case.findings)
+            reply = _reply(case, verdict, consequence, receipt, place)
             turn.settle(reply)
         self._metrics.answered(scan.receiver, scan.modality, verdict, time.perf_counter() - started)
         return reply  # (7) answer
+
+    def release(self, identity: str, person: Person, deadline: Deadline) -> Held:
+        """Let a held scan go on to its model because people answer for it, and leave a signed record.
+
+        Where another person must agree, the scan comes back held, with the first one's agreement.
+
+        Raises:
+            NotHeld: there is none of that id.
+            Settled: it was confirmed to stay out, or the configuration does not allow its release.
+            Overloaded: somebody else is deciding about it now.
+            UpstreamError: it is released, but the model did not answer; the same call asks again.
+            AuditError: a record could not be made durable; nothing was answered.
+        """
+        with self._review.turn(identity) as before:
+            if before.reply is not None:  # (0) released before: the same answer
+                return before
+            route = self._route_at(before.route, before.source)
+            case, unsafe = self._examined_anew(route, before, deadline)  # (1) examine: what is known of it now?
+            held, verdict = self._review.consent(before, person, case, unsafe)  # (2) decide, and record: durable first
+            if verdict is None:
+                return held
+            consequence = replace(self._carry_out(route, case, verdict, deadline), quarantine_id=identity)  # (3) ask
+            receipt = self._notary.issue(case, verdict, consequence)  # (4) sign
+            place = self._audit.append(Answered.of(case, receipt)).result()  # (5) record
+            return self._review.settle(held, case, _reply(case, verdict, consequence, receipt, place))  # (6) answer
+
+    @property
+    def review(self) -> Review:
+        """What people may do with held scans besides."""
+        return self._review
 
     def route_by_rule(self, scan: Scan) -> str:
         """Name of the route for a scan whose sender named none; raises ScanError where no rule takes it."""
@@ -208,10 +245,34 @@ class ProtectionService:
             self._audit.append(Drifted.of(case, drift)).result()
         return standing.guarantee
 
+    def _examined_anew(self, route: Route, held: Held, deadline: Deadline) -> tuple[Case, tuple[str, ...]]:
+        """The case of a held scan by the trust, the model and the time of now, and the unsafe settings it needs.
+
+        A scan whose signature does not hold leaves no view to render; it has one where the configuration lets it go.
+        """
+        scan = scan_of(held, b"".join(self._quarantine.read(held.id)))
+        pipeline, blank = route.pipeline_for(scan), Case(scan, self._clock(), route.digests)
+        case = pipeline.run(blank, deadline)
+        unsafe = self._review.permit(signature_holds=_signature_holds(case))
+        if unsafe and scan.elements is not None:
+            try:
+                blank = replace(blank, view=VerifiedView.of_unsigned(scan.elements))
+            except DicomError as error:
+                raise Settled(f"the scan cannot be shown to a model: {error.reason}") from None
+            case = pipeline.run(blank, deadline)
+        if route.profile is not None and route.upstream is not None and not case.has("image"):
+            why = next((finding.reason for finding in case.findings if finding.outcome is not Outcome.PASSED), "")
+            raise Settled(f"the scan cannot be shown to a model: {why}")
+        return case, unsafe
+
     def _carry_out(self, route: Route, case: Case, verdict: Verdict, deadline: Deadline) -> Consequence:
         refused_too_late = verdict.disposition is Disposition.REJECT and case.scan.acknowledged
         if verdict.disposition is Disposition.QUARANTINE or refused_too_late:
-            return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
+            try:
+                return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
+            except Overloaded as error:
+                self._audit.append(Failed.of(case, error)).result()
+                raise Unheld(str(error)) from None
         if not verdict.disposition.admitted or route.upstream is None:
             return Consequence()
         try:
@@ -219,3 +280,14 @@ class ProtectionService:
         except UpstreamError as error:
             self._audit.append(Failed.of(case, error)).result()
             raise
+
+
+def _signature_holds(case: Case) -> bool:
+    """Whether it was verified, or there is none that could fail."""
+    found = [finding for finding in case.findings if finding.stage == SIGNATURE]
+    return bool(found) and all(each.outcome is Outcome.PASSED or each.reason in UNSIGNED for each in found)
+
+
+def _reply(case: Case, verdict: Verdict, consequence: Consequence, receipt: Receipt, place: int) -> Reply:
+    prediction, identity = consequence.prediction, consequence.quarantine_id
+    return Reply(case.scan.sha256, verdict, prediction, receipt, place, case.findings, identity)

@@ -30,7 +30,7 @@ class Disposition(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Permission, as against observation: made by the policy alone."""
+    """Permission, as against observation: made by the policy, or by the people who released a held scan."""
 
     disposition: Disposition
     reasons: tuple[Reason | GatewayReason, ...]
@@ -41,6 +41,13 @@ class Verdict:
     """Names of the policy's rules that called for the disposition."""
     instead_of: Verdict | None = None
     """In monitor mode, the verdict that was not carried out."""
+    released_by: tuple[str, ...] = ()
+    """Who let a held scan go on, in place of the policy; only beside ADMIT."""
+
+    @property
+    def label(self) -> str:
+        """What became of the scan, as in records and receipts: the disposition's name, or `released_by`."""
+        return "released_by" if self.released_by else self.disposition.label
 
     @property
     def meant(self) -> Verdict:

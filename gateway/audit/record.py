@@ -92,7 +92,7 @@ class Decided(_Facts):
             enrolled=scan.source.enrolled,
             modality=scan.modality,
             study_held=case.study_held,
-            disposition=verdict.disposition.label,
+            disposition=verdict.label,
             reasons=tuple(str(reason) for reason in verdict.reasons),
             unsafe=verdict.unsafe,
             rules=verdict.rules,
@@ -172,7 +172,7 @@ class StudyDecided(_Facts):
 
 @dataclass(frozen=True, slots=True)
 class Failed(_Facts):
-    """A scan was admitted, and the protected model did not answer."""
+    """A scan was decided about, and the protected model did not answer, or there was no room to hold the scan."""
 
     kind: ClassVar[str] = "failed"
 
@@ -185,6 +185,73 @@ class Failed(_Facts):
     def of(cls, case: Case, error: GatewayError) -> Failed:
         """The record of one failure after the decision."""
         return cls(case.scan.sha256, case.scan.route, type(error).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reviewed(_Facts):
+    """What a person did with a held scan; written before it takes effect."""
+
+    quarantine_id: str
+    scan_sha256: str
+    route: str
+    by: str
+    """Configured name of the caller."""
+    reason: str
+    """The person's own words; empty where none are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(_Reviewed):
+    """Somebody was given the bytes of a held scan."""
+
+    kind: ClassVar[str] = "shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed(_Reviewed):
+    """The first of two people agreed to the release of a held scan; it stays held."""
+
+    kind: ClassVar[str] = "agreed"
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed(_Reviewed):
+    """Somebody looked at a held scan, and it stays out."""
+
+    kind: ClassVar[str] = "confirmed"
+
+
+@dataclass(frozen=True, slots=True)
+class Released(_Reviewed):
+    """A held scan goes on to its model; without an `answered` behind it, it did not get there.
+
+    `by` is who agreed last, and `released_by` all who did. A scan that was released before and has no answer yet is
+    recorded again at each further try.
+    """
+
+    kind: ClassVar[str] = "released"
+
+    released_by: tuple[str, ...]
+    unsafe: tuple[str, ...]
+    examination_sha256: str
+    """Digest of the findings of now and the verdict, as the receipt binds it."""
+    digests: dict[str, str]
+    """SHA-256 of model, profile, artefact, policy and trust that it was examined with anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired(_Facts):
+    """A scan left the quarantine because of its age; written before it is removed."""
+
+    kind: ClassVar[str] = "expired"
+
+    quarantine_id: str
+    scan_sha256: str
+    route: str
+    state: str
+    """Where it stood: `held` means that nobody had decided about it."""
+    since: str
+    """RFC 3339, UTC: when it was held, or decided about."""
 
 
 @dataclass(frozen=True, slots=True)

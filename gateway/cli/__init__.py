@@ -19,6 +19,7 @@ _COMMANDS = {
     "check-config": ("gateway.cli.serving:check_config", "Check a configuration, every mistake named by its key."),
     "health": ("gateway.cli.health:health", "Ask a gateway whether it is ready: for probes."),
     "screen": ("gateway.cli.screening:screen", "Have a gateway examine files or folders."),
+    "quarantine": ("gateway.cli.reviewing:quarantine", "Find, show, release and confirm held scans."),
     "sign": ("gateway.cli.signatures:sign", "Add a digital signature to a DICOM file."),
     "verify": ("gateway.cli.signatures:verify", "Verify the digital signatures of DICOM files."),
     "resign": ("gateway.cli.resigning:resign", "Sign a losslessly transcoded copy of a verified DICOM file."),

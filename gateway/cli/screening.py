@@ -16,48 +16,43 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.cli import CannotRun
+from gateway.cli.connecting import connection, connection_options
 from gateway.client import Client, ClientError, Screened, StudyAnswer, files_in
 
 _COLOURS = {"admit": "green", "admit_denoised": "cyan", "quarantine": "yellow", "reject": "red", "error": "bold red"}
+_HEADINGS = (
+    "scan", "disposition", "reason", "diagnosis", "ms", "record", "answered", "quarantine id", "what is wrong",
+)  # fmt: skip
 T = TypeVar("T")
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--address", required=True, envvar="SCANWARD_ADDRESS", help="HOST:PORT of the gateway.")
+@connection_options
 @click.option("--route", default="", help="Route; not needed where the sender has only one.")
 @click.option("--study", "as_study", is_flag=True, help="The files are one study: sent on one stream, judged as one.")
-@click.option("--token-file", type=_FILE, help="File with the bearer token; else SCANWARD_TOKEN is taken.")
-@click.option("--ca", type=_FILE, help="CA of the gateway's certificate, PEM; without it only loopback is talked to.")
-@click.option("--cert", type=_FILE, help="Client certificate, PEM.")
-@click.option("--key", type=_FILE, help="Its private key, PEM.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def screen(
     ctx: click.Context,
+    /,
     *,
     paths: tuple[Path, ...],
-    address: str,
     route: str,
     as_study: bool,
-    token_file: Path | None,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
     as_json: bool,
+    **where: Any,
 ) -> None:
     """Have a gateway examine DICOM files, or all of them in a folder; a row a scan.
 
     Exit 0: all admitted; 1: some held or rejected; 2: some could not be examined.
     """
-    files = [file for path in paths for file in files_in(path)]
+    found = [files_in(path) for path in paths]
+    files, skipped = [file for scans, _ in found for file in scans], sum(count for _, count in found)
     if not files:
         raise CannotRun("there is no DICOM file in what was given")
     try:
-        with Client(
-            address, token=_token(token_file), ca=_bytes(ca), certificate=_bytes(cert), private_key=_bytes(key)
-        ) as client:
+        with Client(**connection(**where)) as client:
             if as_study:
                 results, study = _parted(_collected(client.study(files, route), len(files), quiet=as_json))
             else:
@@ -66,12 +61,14 @@ def screen(
         raise CannotRun(error.message) from error
     if as_json:
         ok = _exit_code(results, study) == 0
-        document = {"scans": [_document(result) for result in results], "ok": ok}
+        document = {"scans": [_document(result) for result in results], "skipped": skipped, "ok": ok}
         click.echo(json.dumps(document if study is None else {**document, "study": _study_document(study)}))
     else:
         _show(results)
         if study is not None:
             click.echo(_study_sentence(study))
+        if skipped:
+            click.echo(f"{skipped} files that are not DICOM were skipped", err=True)
     ctx.exit(_exit_code(results, study))
 
 
@@ -124,15 +121,12 @@ def _show(results: list[Screened]) -> None:
     console = Console()
     rows = [_row(result) for result in results]
     if not console.is_terminal:
-        for row in rows:
+        for row in (_HEADINGS, *rows):
             sys.stdout.write("\t".join(row) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("scan", "disposition", "reason", "diagnosis"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("ms", justify="right")
-    table.add_column("record", justify="right")
-    table.add_column("what is wrong", overflow="fold")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right" if heading in {"ms", "record"} else "left", overflow="fold")
     common = _common_folder(results)
     for path, disposition, *others in rows:
         table.add_row(
@@ -155,18 +149,23 @@ def _common_folder(results: list[Screened]) -> str:
 
 
 def _row(result: Screened) -> list[str]:
-    """Path, disposition, reason, diagnosis, milliseconds, record, and what is wrong."""
+    """One cell for each of `_HEADINGS`."""
     took = f"{result.seconds * 1000:.0f}"
     if result.answer is None:
         error = result.error
-        return [str(result.path), "error", error.status if error else "", "", took, "", error.message if error else ""]
+        status, message = (error.status, error.message) if error else ("", "")
+        return [str(result.path), "error", status, "", took, "", "", "", message]
     answer, diagnosis = result.answer, ""
     if (prediction := answer.prediction) is not None:
         score = next((each.score for each in prediction.scores if each.name == prediction.label), float("nan"))
         diagnosis = f"{prediction.label} {score:.2f}"
     # That later stages were skipped follows from the reason beside it; alone it is the reason.
     reasons = ",".join(reason for reason in answer.reasons if reason != "not_run" or len(answer.reasons) == 1)
-    return [str(result.path), answer.disposition, reasons, diagnosis, took, str(answer.log_index), answer.detail]
+    released = f"released by {', '.join(answer.released_by)}" if answer.released_by else ""
+    answered = "; ".join(word for word in ("before" if answer.earlier else "", released) if word)
+    record = str(answer.log_index)
+    held, detail = answer.quarantine_id, answer.detail
+    return [str(result.path), answer.disposition, reasons, diagnosis, took, record, answered, held, detail]
 
 
 def _document(result: Screened) -> dict[str, Any]:
@@ -183,16 +182,9 @@ def _document(result: Screened) -> dict[str, Any]:
         if prediction is None
         else {"label": prediction.label, "scores": {each.name: each.score for each in prediction.scores}},
         "log_index": answer.log_index if answer else None,
+        "quarantine_id": answer.quarantine_id or None if answer else None,
+        "earlier": answer.earlier if answer else False,
+        "released_by": list(answer.released_by) if answer else [],
         "ms": round(result.seconds * 1000, 3),
         "error": None if error is None else {"status": error.status, "message": error.message},
     }
-
-
-def _token(file: Path | None) -> str | None:
-    if file is not None:
-        return file.read_text("ascii").strip()
-    return os.environ.get("SCANWARD_TOKEN")
-
-
-def _bytes(file: Path | None) -> bytes | None:
-    return file.read_bytes() if file is not None else None

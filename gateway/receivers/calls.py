@@ -13,7 +13,7 @@ import structlog
 from google.rpc import error_details_pb2, status_pb2
 
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, GatewayError, Overloaded, UpstreamError
+from gateway.errors import AuditError, GatewayError, Overloaded, Unheld, UpstreamError
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Caller, Credentials
 from gateway.receivers.patience import Patience
@@ -132,7 +132,7 @@ class Calls:
         if context.code() is not None:
             raise error  # the handler has ended the call itself
         told = None
-        if isinstance(error, UpstreamError | AuditError):  # the first is on record already, the second cannot be
+        if isinstance(error, UpstreamError | Unheld | AuditError):  # on record already, but the last, which cannot be
             _log.warning("call_failed", receiver=self._receiver, source=source, error=type(error).__name__)
             if error.retry_after_s is not None:
                 context.set_trailing_metadata(_try_again(error, error.retry_after_s))

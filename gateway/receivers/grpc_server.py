@@ -16,6 +16,7 @@ from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.api.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from gateway.api.v1.quarantine_pb2_grpc import add_QuarantineServiceServicer_to_server
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, ScanError
 from gateway.receivers import kserve
@@ -25,6 +26,7 @@ from gateway.receivers.chunks import Received, next_object, pieces
 from gateway.receivers.doorkeeper import Doorkeeper
 from gateway.receivers.gate import Gate
 from gateway.receivers.receiver import Inflation
+from gateway.receivers.reviewing import QUARANTINE, QuarantineServicer
 from gateway.receivers.studies import StudyRoom
 from gateway.receivers.tls import ServerCertificate
 from gateway.receivers.wire import sentence, study_to_wire, to_wire
@@ -139,7 +141,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
 
         for reply in self._studies.answers(parts, begin, examine):
             shown = to_wire(reply, findings=current_caller().sees_findings)
-            yield pb.StudyReply(instance=shown, detail=sentence(reply.findings))
+            yield pb.StudyReply(instance=shown, detail=sentence(reply.findings), earlier=reply.earlier)
         if study is None:
             raise ScanError("a study has at least one instance")
         concluded = self._service().conclude(study)
@@ -167,8 +169,8 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
 
     def _answer(self, context: grpc.ServicerContext, work: Callable[[Deadline], Reply]) -> pb.ProtectReply:
         reply = self._calls.run(context, work)
-        if detail := sentence(reply.findings):
-            context.set_trailing_metadata((("scanward-detail", detail),))
+        beside = {"scanward-detail": sentence(reply.findings), "scanward-earlier": "true" if reply.earlier else ""}
+        context.set_trailing_metadata(tuple((key, value) for key, value in beside.items() if value))
         return to_wire(reply, findings=current_caller().sees_findings)
 
 
@@ -211,10 +213,11 @@ class GrpcReceiver:
         inference = kserve.InferenceServicer(service, calls, inflation, lambda: self._is_ready)
         inference_rpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         add_AuditServiceServicer_to_server(AuditServicer(lambda: service().audit, calls), self._server)
+        add_QuarantineServiceServicer_to_server(QuarantineServicer(service, calls), self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
-            names = (_GATEWAY, AUDIT, kserve.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (_GATEWAY, AUDIT, QUARANTINE, kserve.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self.ready(False)
 

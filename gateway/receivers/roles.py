@@ -29,6 +29,7 @@ NOBODY: frozenset[Role] = frozenset()
 
 _SUBMIT = frozenset({Role.SUBMIT})
 _INSPECT = frozenset({Role.AUDIT, Role.REVIEW})
+_REVIEW = frozenset({Role.REVIEW})
 
 METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
     {
@@ -45,6 +46,11 @@ METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
         "/scanward.v1.AuditService/ProveConsistency": _INSPECT,
         "/scanward.v1.AuditService/ProveInclusion": _INSPECT,
         "/scanward.v1.AuditService/ReadRecords": _INSPECT,
+        "/scanward.v1.QuarantineService/List": _REVIEW,
+        "/scanward.v1.QuarantineService/Show": _REVIEW,
+        "/scanward.v1.QuarantineService/Read": _REVIEW,
+        "/scanward.v1.QuarantineService/Release": _REVIEW,
+        "/scanward.v1.QuarantineService/Confirm": _REVIEW,
         "/grpc.health.v1.Health/Check": ANYBODY,
         "/grpc.health.v1.Health/List": KNOWN,
         "/grpc.health.v1.Health/Watch": KNOWN,

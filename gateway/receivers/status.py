@@ -13,9 +13,12 @@ from gateway.errors import (
     AuditError,
     ConfigError,
     GatewayError,
+    NotHeld,
     Overloaded,
     ScanError,
+    Settled,
     TooLarge,
+    Unheld,
     UpstreamError,
 )
 from gateway.receivers.receiver import CutOff, Mismatched, NotPermitted, Unauthenticated
@@ -66,6 +69,9 @@ ERRORS: Mapping[type[Exception], Status] = MappingProxyType(
         Mismatched: Status(grpc.StatusCode.INVALID_ARGUMENT, 409, _DOES_NOT_MATCH),
         ScanError: Status(grpc.StatusCode.INVALID_ARGUMENT, 400, _CANNOT_UNDERSTAND),
         Abandoned: Status(grpc.StatusCode.DEADLINE_EXCEEDED, 504, _OUT_OF_RESOURCES),
+        NotHeld: Status(grpc.StatusCode.NOT_FOUND, 404, _CANNOT_UNDERSTAND),
+        Settled: Status(grpc.StatusCode.FAILED_PRECONDITION, 409, _CANNOT_UNDERSTAND),
+        Unheld: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
         Overloaded: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
         UpstreamError: Status(grpc.StatusCode.UNAVAILABLE, 502, _PROCESSING_FAILURE),
         AuditError: Status(grpc.StatusCode.UNAVAILABLE, 503, _OUT_OF_RESOURCES),

@@ -32,7 +32,9 @@ def to_wire(reply: Reply, *, findings: bool) -> pb.ProtectReply:
         prediction=_prediction(reply.prediction) if reply.prediction is not None else None,
         receipt=reply.receipt.envelope,
         log_index=reply.place,
-        findings=[_finding(finding) for finding in reply.findings] if findings else (),
+        quarantine_id=reply.quarantine_id or "",
+        released_by=reply.verdict.released_by,
+        findings=[finding_to_wire(finding) for finding in reply.findings] if findings else (),
     )
 
 
@@ -94,7 +96,8 @@ def _prediction(prediction: Prediction) -> pb.Prediction:
     return pb.Prediction(model=prediction.model, version=prediction.version, label=prediction.label, scores=scores)
 
 
-def _finding(finding: Finding) -> pb.Finding:
+def finding_to_wire(finding: Finding) -> pb.Finding:
+    """Every field of a finding; for reviewers."""
     return pb.Finding(
         stage=finding.stage,
         outcome=finding.outcome,

@@ -17,6 +17,7 @@ from gateway.settings.limits import LimitsConfig
 from gateway.settings.models import DriftConfig, EngineConfig, ModelConfig
 from gateway.settings.oidc import OidcConfig
 from gateway.settings.policy import PolicyConfig
+from gateway.settings.review import ReviewConfig
 from gateway.settings.routes import RouteConfig, RoutingConfig, SourceConfig
 from gateway.settings.storage import KeysConfig, StorageConfig
 from gateway.settings.trust import TrustTable
@@ -36,6 +37,8 @@ class Config(Table):
     drift: DriftConfig = DriftConfig()
     trust: TrustTable
     policy: PolicyConfig
+    review: ReviewConfig | None = None
+    """Without it nothing that is held can be released."""
     routes: dict[Name, RouteConfig]
     routing: tuple[RoutingConfig, ...] = ()
     """Where scans go whose sender names no route; without a rule that takes them they are refused."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -24,8 +24,8 @@ from gateway import documents
 from gateway.case import Digests
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, Overloaded
-from gateway.finding import Finding, GatewayReason
-from gateway.reply import Receipt, Reply
+from gateway.finding import GatewayReason
+from gateway.reply import Reply
 from gateway.scan import Scan
 from signing import Reason
 
@@ -82,7 +82,7 @@ class Ledger:
         Raises:
             Overloaded: the deadline passed while another caller examined the same scan; the ledger is not usable.
         """
-        key = _key(scan, digests)
+        key = bytes.fromhex(question(scan, digests))
         turn = self._take(key, deadline)
         if turn.earlier is not None:
             yield turn
@@ -99,6 +99,31 @@ class Ledger:
                 del self._turns[key]
             turn._over.set()
 
+    def revise(self, asked: str, reply: Reply | None) -> None:
+        """Put another answer in the place of what was answered to a question, or None: let it be examined anew.
+
+        Waits for whoever examines the same scan now: what people decided must not be overwritten by what it was
+        decided about.
+
+        Raises:
+            Overloaded: the ledger cannot be written.
+        """
+        key = bytes.fromhex(asked)
+        while True:
+            with self._lock:
+                turn = self._turns.get(key)
+            if turn is None:
+                break
+            turn._over.wait()
+        if reply is not None:
+            self._remember(key, reply)
+            return
+        try:
+            with self._database_lock, self._database:
+                self._database.execute("DELETE FROM replies WHERE key = ?", (key,))
+        except sqlite3.Error as error:
+            raise Overloaded(f"the ledger cannot be written: {type(error).__name__}") from None
+
     def close(self) -> None:
         """Close the database; the ledger cannot be used after."""
         with self._database_lock:
@@ -114,7 +139,7 @@ class Ledger:
             if not other._over.wait(deadline.remaining()):
                 raise Overloaded("the same scan is still being examined for another caller")
             if other._answer is not None:
-                return Turn(other._answer)
+                return Turn(replace(other._answer, earlier=True))
         try:
             earlier = self._recall(key)
         except BaseException:
@@ -140,13 +165,13 @@ class Ledger:
         if row is None:
             return None
         try:
-            return _to_reply(row[0])
+            return replace(documents.to_reply(json.loads(row[0])), earlier=True)
         except (KeyError, TypeError, ValueError) as error:
             _log.error("ledger_row_unreadable", error=type(error).__name__)
             return None
 
     def _remember(self, key: bytes, reply: Reply) -> None:
-        row = (key, self._clock(), _of_reply(reply))
+        row = (key, self._clock(), documents.canonical(documents.of_reply(reply)))
         try:
             with self._database_lock, self._database:
                 self._database.execute("INSERT OR REPLACE INTO replies (key, at, reply) VALUES (?, ?, ?)", row)
@@ -185,7 +210,8 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _key(scan: Scan, digests: Digests) -> bytes:
+def question(scan: Scan, digests: Digests) -> str:
+    """What a call asks, as 64 hexadecimal digits: calls with the same one get the same answer."""
     document = {
         "scan": scan.sha256,
         "bare": scan.tensor is not None,  # a tensor's file, sent as an object, is another question
@@ -193,31 +219,4 @@ def _key(scan: Scan, digests: Digests) -> bytes:
         "source": asdict(scan.source),
         "digests": asdict(digests),
     }
-    return hashlib.sha256(documents.canonical(document)).digest()
-
-
-def _of_reply(reply: Reply) -> bytes:
-    return documents.canonical(
-        {
-            "scan_sha256": reply.scan_sha256,
-            "verdict": documents.of_verdict(reply.verdict),
-            "prediction": None if reply.prediction is None else documents.of_prediction(reply.prediction),
-            "receipt": reply.receipt.envelope.decode(),
-            "place": reply.place,
-            "findings": [documents.of_finding(finding) for finding in reply.findings],
-        }
-    )
-
-
-def _to_reply(row: bytes) -> Reply:
-    document = json.loads(row)
-    prediction = document["prediction"]
-    findings: tuple[Finding, ...] = tuple(documents.to_finding(finding) for finding in document["findings"])
-    return Reply(
-        document["scan_sha256"],
-        documents.to_verdict(document["verdict"]),
-        None if prediction is None else documents.to_prediction(prediction),
-        Receipt(document["receipt"].encode()),
-        document["place"],
-        findings,
-    )
+    return hashlib.sha256(documents.canonical(document)).hexdigest()

@@ -1,8 +1,9 @@
-"""Holds scans that were neither admitted nor rejected, encrypted, until somebody decides about them.
+"""Holds scans that were neither admitted nor rejected, encrypted, until somebody decides about them; only stores.
 
 Two files an object, named by an HMAC of scan and route, so that a directory listing tells nobody which scans are held:
-`ID.scan` has the bytes as received, `ID.case` what was found and decided, each time the scan was examined. The case is
-written last: an object is held once both are on disk.
+`ID.scan` has the bytes as received, `ID.case` what was found, each time the scan was examined, and what people decided.
+The case is the one truth about an object: it is written last and removed first, and each change replaces it whole, so
+that a crash leaves it as it was before or as it is after.
 """
 
 from __future__ import annotations
@@ -18,25 +19,27 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+import structlog
 
 from gateway import documents, durable
 from gateway.case import Case
-from gateway.errors import ConfigError, Overloaded, ScanError
-from gateway.finding import Finding
+from gateway.errors import ConfigError, NotHeld, Overloaded
 from gateway.metrics import Metrics
+from gateway.reply import Reply
+from gateway.scan import Scan
+from gateway.store.held import Act, Examination, Held, State, of_held, to_held
 from gateway.store.vault import KEY_BYTES, Vault, VaultError, sealed_bytes
 from gateway.verdict import Verdict
 
-EXAMINATIONS_MAX = 16
-"""Kept for one scan: the first, and the newest of the others."""
-
 _ID = re.compile(r"[0-9a-f]{32}")
-_SCHEMA = 1
 _BLOCK_BYTES = 4096
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +47,6 @@ class _Part:
     path: Path
     size: int
     """Bytes reserved for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """What one examination of a held scan found, and why it was held."""
-
-    received_at: str
-    """RFC 3339, UTC."""
-    verdict: Verdict
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One scan in quarantine."""
-
-    id: str
-    """32 hexadecimal digits; says nothing about the scan to whoever lacks the name key."""
-    scan_sha256: str
-    bytes: int
-    modality: str
-    route: str
-    receiver: str
-    source: str
-    examinations: tuple[Examination, ...]
-    """In order of time; at least one."""
 
 
 class Quarantine:
@@ -93,10 +70,15 @@ class Quarantine:
         self._bytes_max = bytes_max
         self._metrics = metrics
         self._lock = threading.Lock()
+        self._busy: set[str] = set()
         self._claim = _claim(directory)
-        self._ids = _clean(directory)
+        self._states: dict[str, tuple[State | None, float]] = {}
+        """By id: where it stands and since when, seconds since the epoch; None where its case cannot be read."""
+        for identity in _clean(directory):
+            self._note(identity)
         self._used = sum(_on_disk(file.stat().st_size) for file in directory.iterdir())
-        metrics.held(len(self._ids))
+        metrics.quarantine(lambda: (self._used, bytes_max), self._waiting_since)
+        metrics.held(self._waiting())
 
     def hold(self, case: Case, verdict: Verdict) -> str:
         """Put a scan and what was found into quarantine; on disk when this returns its id.
@@ -106,58 +88,139 @@ class Quarantine:
         Raises:
             Overloaded: the quarantine or the disk is full, or the disk fails.
         """
-        identity = self._identity(case.scan.sha256, case.scan.route)
-        examination = Examination(case.received_at.isoformat(), verdict, case.findings)
-        try:
-            part = None if identity in self._ids else self._seal_scan(identity, case)
+        identity = self._identity(case.scan)
+        examination = Examination.of(case, verdict)
+        with _disk():
+            part = None if identity in self._states else self._seal_scan(identity, case)
             with self._lock:
-                if identity in self._ids:
+                if identity in self._states:
                     self._add(identity, examination, part)
-                else:
-                    assert part is not None  # ids are never taken away
+                    return identity
+                if part is not None:
                     self._place(identity, case, examination, part)
-        except OSError as error:
-            if error.errno in _DISK_FULL:
-                raise Overloaded("the quarantine's disk is full") from None
-            name = errno.errorcode.get(error.errno or 0, "unknown")
-            raise Overloaded(f"the quarantine's disk failed: {name}") from None
-        return identity
+                    return identity
+        return self.hold(case, verdict)  # it was removed between the two looks
+
+    def ids(self, *states: State, before: float = float("inf")) -> tuple[str, ...]:
+        """Ids, in order, of what has been in one of these states since `before` (seconds since the epoch) or longer.
+
+        No state: in any, what cannot be read included.
+        """
+        with self._lock:
+            known = sorted(self._states.items())
+        return tuple(each for each, (state, since) in known if not states or (state in states and since < before))
 
     def list(self) -> Iterator[Held]:
-        """Every held scan, in order of id."""
-        for identity in sorted(self._ids):
-            yield self._load(identity)
+        """Every scan that is there, whatever was decided, in order of id; one that cannot be read is left out."""
+        for identity in self.ids():
+            with contextlib.suppress(NotHeld, VaultError):  # removed since; logged when the quarantine was opened
+                yield self.show(identity)
 
     def show(self, identity: str) -> Held:
-        """One held scan; raises ScanError where there is none of that id."""
+        """One held scan.
+
+        Raises:
+            NotHeld: there is none of that id.
+            VaultError: its case is not as it was written.
+        """
         self._require(identity)
-        return self._load(identity)
+        try:
+            return self._load(identity)
+        except FileNotFoundError:
+            raise NotHeld from None
+
+    @contextmanager
+    def turn(self, identity: str) -> Iterator[Held]:
+        """Keep others from deciding about a scan while one caller does.
+
+        Raises:
+            NotHeld: there is none of that id.
+            Overloaded: somebody else is deciding about it now.
+        """
+        self._require(identity)
+        with self._lock:
+            if identity in self._busy:
+                raise Overloaded("somebody else is deciding about this scan now")
+            self._busy.add(identity)
+        try:
+            yield self.show(identity)
+        finally:
+            with self._lock:
+                self._busy.discard(identity)
+
+    def decide(
+        self,
+        identity: str,
+        state: State,
+        acts: tuple[Act, ...],
+        reply: Reply | None = None,
+        examination: Examination | None = None,
+    ) -> Held:
+        """Write down where a scan stands now and who said so; on disk when this returns.
+
+        `reply` and `examination`: of a release that was carried out, its answer and what that was given on.
+
+        Raises:
+            Overloaded: the disk is full or fails. A full quarantine does not hinder a decision: it is what empties it.
+        """
+        with _disk(), self._lock:
+            held = replace(self._load(identity), state=state, acts=acts, reply=reply)
+            held = held if examination is None else held.with_examination(examination)
+            self._store_case(held, bounded=False)
+        return held
+
+    def remove(self, held: Held) -> bool:
+        """Forget a scan and what is known about it; gone from disk when this returns.
+
+        False where more is known by now: somebody has just been told that the scan is held.
+
+        Raises:
+            Overloaded: the disk fails.
+        """
+        with _disk(), self._lock:
+            if self._load(held.id) != held:
+                return False
+            case, scan = self._path(held.id, "case"), self._path(held.id, "scan")
+            size = sum(_on_disk(file.stat().st_size) for file in (case, scan) if file.exists())
+            case.unlink()
+            durable.sync_directory(self._directory)  # the case first: a scan without one is thrown away at a start
+            scan.unlink(missing_ok=True)
+            self._used -= size
+            del self._states[held.id]
+            self._metrics.held(self._waiting())
+        return True
 
     def read(self, identity: str) -> Iterator[bytes]:
         """The bytes of a held scan as they were received, in chunks of at most 1 MiB.
 
         Raises:
-            ScanError: there is none of that id.
+            NotHeld: there is none of that id.
             VaultError: while iterating, where the file is not as it was written.
         """
-        self._require(identity)
-        context = _scan_context(identity, self._load(identity).scan_sha256)
-        with self._path(identity, "scan").open("rb") as file:
+        context = _scan_context(identity, self.show(identity).scan_sha256)
+        try:
+            file = self._path(identity, "scan").open("rb")
+        except FileNotFoundError:
+            raise NotHeld from None
+        with file:
             yield from self._vault.open(file, context)
 
     def close(self) -> None:
         """Let another process have the directory."""
         os.close(self._claim)
 
-    def _identity(self, sha256: str, route: str) -> str:
-        return hmac.new(self._name_key, f"{sha256}\x00{route}".encode(), hashlib.sha256).hexdigest()[:32]
+    def _identity(self, scan: Scan) -> str:
+        """A tensor's file, sent as an object, is another scan."""
+        kind = "tensor" if scan.tensor is not None else "object"
+        named = f"{scan.sha256}\x00{scan.route}\x00{kind}"
+        return hmac.new(self._name_key, named.encode(), hashlib.sha256).hexdigest()[:32]
 
     def _path(self, identity: str, kind: str) -> Path:
         return self._directory / f"{identity}.{kind}"
 
     def _require(self, identity: str) -> None:
-        if not _ID.fullmatch(identity) or identity not in self._ids:
-            raise ScanError("no scan of this id is held")
+        if not _ID.fullmatch(identity) or identity not in self._states:
+            raise NotHeld
 
     def _seal_scan(self, identity: str, case: Case) -> _Part:
         """The scan's bytes, encrypted and on disk, under a name that a restart throws away."""
@@ -183,7 +246,6 @@ class Quarantine:
         path = self._path(identity, "scan")
         try:
             part.path.replace(path)
-            source = scan.source.name
             self._store_case(
                 Held(
                     identity,
@@ -192,7 +254,8 @@ class Quarantine:
                     scan.modality,
                     scan.route,
                     scan.receiver,
-                    source,
+                    scan.tensor is not None,
+                    examination.received_at,
                     (examination,),
                 )
             )
@@ -200,80 +263,78 @@ class Quarantine:
             self._drop(part.path, part.size)
             self._drop(path, 0)
             raise
-        self._ids.add(identity)
-        self._metrics.held(len(self._ids))
 
     def _add(self, identity: str, examination: Examination, part: _Part | None) -> None:
         """Write a later examination into the case of a scan that is held already; holds the lock."""
         if part is not None:  # another caller was faster
             self._drop(part.path, part.size)
-        held = self._load(identity)
-        examinations = (*held.examinations, examination)
-        if len(examinations) > EXAMINATIONS_MAX:
-            examinations = (examinations[0], *examinations[2:])
-        self._store_case(replace(held, examinations=examinations))
+        self._store_case(self._load(identity).examined_again(examination))
 
     def _drop(self, path: Path, size: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         self._used -= size
 
-    def _store_case(self, held: Held) -> None:
-        document = {
-            "schema": _SCHEMA,
-            "scan_sha256": held.scan_sha256,
-            "bytes": held.bytes,
-            "modality": held.modality,
-            "route": held.route,
-            "receiver": held.receiver,
-            "source": held.source,
-            "examinations": [
-                {
-                    "received_at": examination.received_at,
-                    "verdict": documents.of_verdict(examination.verdict),
-                    "findings": [documents.of_finding(finding) for finding in examination.findings],
-                }
-                for examination in held.examinations
-            ],
-        }
+    def _store_case(self, held: Held, *, bounded: bool = True) -> None:
+        """Replace the case; holds the lock."""
         sealed = io.BytesIO()
-        self._vault.seal(memoryview(documents.canonical(document)), _case_context(held.id), sealed)
+        self._vault.seal(memoryview(documents.canonical(of_held(held))), _case_context(held.id), sealed)
         path = self._path(held.id, "case")
         before = _on_disk(path.stat().st_size) if path.exists() else 0
         grows = _on_disk(len(sealed.getvalue())) - before
-        if self._used + grows > self._bytes_max:
+        if bounded and self._used + grows > self._bytes_max:
             raise Overloaded("the quarantine is full")
         durable.replace(path, sealed.getvalue())  # also makes the name of ID.scan durable: same directory
         self._used += grows
+        self._states[held.id] = _standing(held)
+        self._metrics.held(self._waiting())
 
     def _load(self, identity: str) -> Held:
         with self._path(identity, "case").open("rb") as file:
-            document: dict[str, Any] = json.loads(b"".join(self._vault.open(file, _case_context(identity))))
-        if document["schema"] != _SCHEMA:
-            raise VaultError(f"a held case has schema {document['schema']}, this is {_SCHEMA}")
-        return Held(
-            identity,
-            document["scan_sha256"],
-            document["bytes"],
-            document["modality"],
-            document["route"],
-            document["receiver"],
-            document["source"],
-            tuple(
-                Examination(
-                    examination["received_at"],
-                    documents.to_verdict(examination["verdict"]),
-                    tuple(documents.to_finding(finding) for finding in examination["findings"]),
-                )
-                for examination in document["examinations"]
-            ),
-        )
+            document = json.loads(b"".join(self._vault.open(file, _case_context(identity))))
+        try:
+            return to_held(identity, document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise VaultError(f"a held case is of another version ({type(error).__name__})") from None
+
+    def _note(self, identity: str) -> None:
+        """Remember where an object stands; one that cannot be read is kept, and counts as waiting."""
+        try:
+            self._states[identity] = _standing(self._load(identity))
+        except (OSError, VaultError) as error:
+            _log.error("quarantine_case_unreadable", quarantine_id=identity, error=type(error).__name__)
+            self._states[identity] = (None, float("inf"))
+
+    def _waiting(self) -> int:
+        return sum(state in {State.HELD, None} for state, _ in self._states.values())
+
+    def _waiting_since(self) -> float | None:
+        with self._lock:
+            return min((since for state, since in self._states.values() if state is State.HELD), default=None)
 
     def _reserve(self, size: int) -> None:
         with self._lock:
             if self._used + size > self._bytes_max:
                 raise Overloaded("the quarantine is full")
             self._used += size
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Whatever the disk refuses is lack of room, and the caller may try again."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise Overloaded("the quarantine's disk is full") from None
+        name = errno.errorcode.get(error.errno or 0, "unknown")
+        raise Overloaded(f"the quarantine's disk failed: {name}") from None
+
+
+def _standing(held: Held) -> tuple[State, float]:
+    """Where it stands and since when: waiting since it was held, or decided since the last act."""
+    at = held.since if held.state is State.HELD else held.acts[-1].at
+    return held.state, datetime.fromisoformat(at).timestamp()
 
 
 def _scan_context(identity: str, sha256: str) -> bytes:

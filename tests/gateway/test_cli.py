@@ -118,7 +118,8 @@ class TestScreen:
         assert (ended.exit_code, document["ok"]) == (0, True)
         assert [scan["disposition"] for scan in document["scans"]] == ["admit", "admit"]
         assert set(document["scans"][0]) == {
-            "path", "scan_sha256", "disposition", "reasons", "detail", "prediction", "log_index", "ms", "error",
+            "path", "scan_sha256", "disposition", "reasons", "detail", "prediction", "log_index",
+            "quarantine_id", "earlier", "released_by", "ms", "error",
         }  # fmt: skip
 
     def test_refused_is_1(self, site: Site, gateway: GatewayProcess, tmp_path: Path) -> None:
@@ -127,10 +128,26 @@ class TestScreen:
         options = ("--address", gateway.addresses.grpc, "--route", "open", "--token-file", token_file)
         ended = run("screen", CT, tmp_path / "x.dcm", *options)
         assert ended.exit_code == 1
-        rows = [line.split("\t") for line in ended.stdout.splitlines()]
+        headings, *rows = [line.split("\t") for line in ended.stdout.splitlines()]
+        assert headings == [
+            "scan", "disposition", "reason", "diagnosis", "ms", "record", "answered", "quarantine id", "what is wrong",
+        ]  # fmt: skip
+        assert [len(row) for row in rows] == [len(headings)] * 2
         assert [row[1] for row in rows] == ["admit", "reject"]
         assert rows[1][2] == "malformed"
         assert rows[1][-1].startswith("not a DICOM file")
+
+    def test_what_is_not_dicom_in_a_folder_is_counted(
+        self, site: Site, gateway: GatewayProcess, tmp_path: Path
+    ) -> None:
+        (tmp_path / "README.txt").write_text("no scan")
+        (tmp_path / "ct.dcm").write_bytes(CT.read_bytes())
+        where = (tmp_path, "--address", gateway.addresses.grpc, "--route", "open")
+        document = json.loads(run("screen", *where, "--json", token=site.tokens["scanner"]).stdout)
+        assert (document["skipped"], len(document["scans"])) == (1, 1)
+        ended = run("screen", *where, token=site.tokens["scanner"])
+        assert "1 files that are not DICOM were skipped" in ended.stderr
+        assert "\tbefore\t" in ended.stdout  # the same bytes were answered a moment ago
 
     def test_not_examined_is_2(self, gateway: GatewayProcess) -> None:
         ended = run("screen", CT, "--address", gateway.addresses.grpc, "--json", token="x" * 40)

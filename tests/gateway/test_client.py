@@ -84,11 +84,12 @@ def test_a_folder_is_screened_in_order_and_what_is_not_dicom_is_left_out(client:
         (tmp_path / name).write_bytes(CT.read_bytes())
     (tmp_path / "a" / "README.txt").write_text("no scan")
 
-    files = files_in(tmp_path)
+    files, skipped = files_in(tmp_path)
     results = list(client.screen(files, "open", in_flight=2))
 
     assert [result.path.relative_to(tmp_path).as_posix() for result in results] == ["a/1.dcm", "a/3.dcm", "b/2.dcm"]
     assert all(result.answer is not None and result.answer.admitted for result in results)
+    assert skipped == 1
 
 
 def test_one_bad_file_does_not_stop_the_others(client: Client, tmp_path: Path) -> None:

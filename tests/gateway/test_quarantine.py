@@ -15,7 +15,8 @@ import pytest
 
 from gateway.errors import ConfigError, Overloaded, ScanError
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.store.quarantine import EXAMINATIONS_MAX, Quarantine
+from gateway.store.held import EXAMINATIONS_MAX
+from gateway.store.quarantine import Quarantine
 from gateway.store.vault import CHUNK_BYTES, VaultError
 from gateway.verdict import Disposition, Verdict
 
@@ -65,7 +66,7 @@ def test_findings_and_verdict_come_back_exactly(open_quarantine, make_case):
     identity = open_quarantine().hold(case, HELD)
     held = open_quarantine().show(identity)
     assert (held.scan_sha256, held.bytes, held.route, held.receiver) == (case.scan.sha256, 4, "ct", "grpc")
-    assert (held.modality, held.source) == ("other", "ct-scanner")
+    assert (held.modality, held.source.name) == ("other", "ct-scanner")
     (examination,) = held.examinations
     assert (examination.verdict, examination.findings) == (HELD, case.findings)
     assert examination.received_at == case.received_at.isoformat()

@@ -20,7 +20,7 @@ from gateway.audit.sqlite import SqliteReader, SqliteSink
 from gateway.audit.verify import verify
 from gateway.case import Case
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, Overloaded, ScanError, UpstreamError
+from gateway.errors import AuditError, ScanError, Unheld, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
@@ -28,6 +28,7 @@ from gateway.policy import DETECTION, ServicePolicy
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary, verify_receipt
 from gateway.reply import Prediction, Receipt, Reply
+from gateway.review import Review
 from gateway.routing import Routing
 from gateway.scan import Source
 from gateway.service import ProtectionService, Route
@@ -131,6 +132,7 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
     with_studies = ServicePolicy(
         SETTINGS.model_copy(update={"study": StudyPolicy(false_discovery_rate=0.05, suspect="quarantine")})
     )
+    review = Review(None, quarantine=quarantine, ledger=ledger, audit=audit, metrics=metrics, clock=lambda: clock[0])
     service = ProtectionService(
         {
             "ct": Route("ct", pipeline, policy, model, digests),
@@ -150,6 +152,7 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
         ledger=ledger,
         audit=audit,
         quarantine=quarantine,
+        review=review,
         notary=Notary(RECEIPT_KEY),
         metrics=metrics,
         throttle=Throttle({DEFAULT: WIDE_LIMITS}, threads=8),
@@ -241,10 +244,13 @@ def test_a_model_that_does_not_answer_is_recorded_and_may_be_asked_again(house):
     assert house.protect(b"a scan").prediction == PREDICTION
 
 
-def test_a_full_quarantine_acknowledges_nothing(house):
-    with pytest.raises(Overloaded):
-        house.protect(b"q" + bytes(2 << 20))
-    assert _kinds(house.log) == ["decided"]
+def test_a_full_quarantine_acknowledges_nothing_and_its_failure_is_on_record_by_the_scans_digest(house):
+    data = b"q" + bytes(2 << 20)
+    with pytest.raises(Unheld):
+        house.protect(data)
+    decided, failed = _records(house.log)
+    assert (decided["kind"], failed["kind"], failed["error"]) == ("decided", "failed", "Overloaded")
+    assert failed["scan_sha256"] == decided["scan_sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_the_same_scan_gets_the_same_answer_and_is_examined_once(house):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgateway/api/v1/gateway.proto\x12\x0bscanward.v1\".\n\x0eProtectRequest\x12\r\n\x05\x64icom\x18\x01 \x01(\x0c\x12\r\n\x05route\x18\x02 \x01(\t\"l\n\x0cProtectChunk\x12#\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x12.scanward.v1.BeginH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x1f\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x10.scanward.v1.EndH\x00\x42\x06\n\x04part\")\n\x05\x42\x65gin\x12\r\n\x05route\x18\x01 \x01(\t\x12\x11\n\tsize_hint\x18\x02 \x01(\x04\"\x05\n\x03\x45nd\"\xdc\x01\n\x0cProtectReply\x12\x13\n\x0bscan_sha256\x18\x01 \x01(\t\x12-\n\x0b\x64isposition\x18\x02 \x01(\x0e\x32\x18.scanward.v1.Disposition\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12+\n\nprediction\x18\x04 \x01(\x0b\x32\x17.scanward.v1.Prediction\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\x12\x11\n\tlog_index\x18\x06 \x01(\x04\x12&\n\x08\x66indings\x18\x07 \x03(\x0b\x32\x14.scanward.v1.Finding\"\x80\x01\n\nStudyReply\x12-\n\x08instance\x18\x01 \x01(\x0b\x32\x19.scanward.v1.ProtectReplyH\x00\x12*\n\x05study\x18\x02 \x01(\x0b\x32\x19.scanward.v1.StudyVerdictH\x00\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\tB\x07\n\x05reply\"\xe6\x01\n\x0cStudyVerdict\x12\x14\n\x0cstudy_sha256\x18\x01 \x01(\t\x12-\n\x0b\x64isposition\x18\x02 \x01(\x0e\x32\x18.scanward.v1.Disposition\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x0f\n\x07receipt\x18\x04 \x01(\x0c\x12\x11\n\tlog_index\x18\x05 \x01(\x04\x12\x11\n\tinstances\x18\x06 \x01(\r\x12\x14\n\x07p_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\'\n\x06slices\x18\x08 \x03(\x0b\x32\x17.scanward.v1.StudySliceB\n\n\x08_p_value\"\x88\x01\n\nStudySlice\x12\x13\n\x0bscan_sha256\x18\x01 \x01(\t\x12\x14\n\x07p_value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61\x64justed_p_value\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07suspect\x18\x04 \x01(\x08\x42\n\n\x08_p_valueB\x13\n\x11_adjusted_p_value\"d\n\nPrediction\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\'\n\x06scores\x18\x04 \x03(\x0b\x32\x17.scanward.v1.ClassScore\")\n\nClassScore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xff\x01\n\x07\x46inding\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x33\n\x08p_values\x18\x07 \x03(\x0b\x32!.scanward.v1.Finding.PValuesEntry\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\x1a.\n\x0cPValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_scoreB\n\n\x08_p_value*\x95\x01\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44ISPOSITION_REJECT\x10\x01\x12\x1a\n\x16\x44ISPOSITION_QUARANTINE\x10\x02\x12\x1e\n\x1a\x44ISPOSITION_ADMIT_DENOISED\x10\x03\x12\x15\n\x11\x44ISPOSITION_ADMIT\x10\x04\x32\xe7\x01\n\x11ProtectionGateway\x12\x41\n\x07Protect\x12\x1b.scanward.v1.ProtectRequest\x1a\x19.scanward.v1.ProtectReply\x12G\n\rProtectStream\x12\x19.scanward.v1.ProtectChunk\x1a\x19.scanward.v1.ProtectReply(\x01\x12\x46\n\x0cProtectStudy\x12\x19.scanward.v1.ProtectChunk\x1a\x17.scanward.v1.StudyReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgateway/api/v1/gateway.proto\x12\x0bscanward.v1\".\n\x0eProtectRequest\x12\r\n\x05\x64icom\x18\x01 \x01(\x0c\x12\r\n\x05route\x18\x02 \x01(\t\"l\n\x0cProtectChunk\x12#\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x12.scanward.v1.BeginH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x1f\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x10.scanward.v1.EndH\x00\x42\x06\n\x04part\")\n\x05\x42\x65gin\x12\r\n\x05route\x18\x01 \x01(\t\x12\x11\n\tsize_hint\x18\x02 \x01(\x04\"\x05\n\x03\x45nd\"\x88\x02\n\x0cProtectReply\x12\x13\n\x0bscan_sha256\x18\x01 \x01(\t\x12-\n\x0b\x64isposition\x18\x02 \x01(\x0e\x32\x18.scanward.v1.Disposition\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12+\n\nprediction\x18\x04 \x01(\x0b\x32\x17.scanward.v1.Prediction\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\x12\x11\n\tlog_index\x18\x06 \x01(\x04\x12&\n\x08\x66indings\x18\x07 \x03(\x0b\x32\x14.scanward.v1.Finding\x12\x15\n\rquarantine_id\x18\x08 \x01(\t\x12\x13\n\x0breleased_by\x18\t \x03(\t\"\x91\x01\n\nStudyReply\x12-\n\x08instance\x18\x01 \x01(\x0b\x32\x19.scanward.v1.ProtectReplyH\x00\x12*\n\x05study\x18\x02 \x01(\x0b\x32\x19.scanward.v1.StudyVerdictH\x00\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0f\n\x07\x65\x61rlier\x18\x04 \x01(\x08\x42\x07\n\x05reply\"\xe6\x01\n\x0cStudyVerdict\x12\x14\n\x0cstudy_sha256\x18\x01 \x01(\t\x12-\n\x0b\x64isposition\x18\x02 \x01(\x0e\x32\x18.scanward.v1.Disposition\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x0f\n\x07receipt\x18\x04 \x01(\x0c\x12\x11\n\tlog_index\x18\x05 \x01(\x04\x12\x11\n\tinstances\x18\x06 \x01(\r\x12\x14\n\x07p_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\'\n\x06slices\x18\x08 \x03(\x0b\x32\x17.scanward.v1.StudySliceB\n\n\x08_p_value\"\x88\x01\n\nStudySlice\x12\x13\n\x0bscan_sha256\x18\x01 \x01(\t\x12\x14\n\x07p_value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61\x64justed_p_value\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07suspect\x18\x04 \x01(\x08\x42\n\n\x08_p_valueB\x13\n\x11_adjusted_p_value\"d\n\nPrediction\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\'\n\x06scores\x18\x04 \x03(\x0b\x32\x17.scanward.v1.ClassScore\")\n\nClassScore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xff\x01\n\x07\x46inding\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x33\n\x08p_values\x18\x07 \x03(\x0b\x32!.scanward.v1.Finding.PValuesEntry\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\x1a.\n\x0cPValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_scoreB\n\n\x08_p_value*\x95\x01\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44ISPOSITION_REJECT\x10\x01\x12\x1a\n\x16\x44ISPOSITION_QUARANTINE\x10\x02\x12\x1e\n\x1a\x44ISPOSITION_ADMIT_DENOISED\x10\x03\x12\x15\n\x11\x44ISPOSITION_ADMIT\x10\x04\x32\xe7\x01\n\x11ProtectionGateway\x12\x41\n\x07Protect\x12\x1b.scanward.v1.ProtectRequest\x1a\x19.scanward.v1.ProtectReply\x12G\n\rProtectStream\x12\x19.scanward.v1.ProtectChunk\x1a\x19.scanward.v1.ProtectReply(\x01\x12\x46\n\x0cProtectStudy\x12\x19.scanward.v1.ProtectChunk\x1a\x17.scanward.v1.StudyReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FINDING_PVALUESENTRY']._loaded_options = None
   _globals['_FINDING_PVALUESENTRY']._serialized_options = b'8\001'
-  _globals['_DISPOSITION']._serialized_start=1383
-  _globals['_DISPOSITION']._serialized_end=1532
+  _globals['_DISPOSITION']._serialized_start=1444
+  _globals['_DISPOSITION']._serialized_end=1593
   _globals['_PROTECTREQUEST']._serialized_start=45
   _globals['_PROTECTREQUEST']._serialized_end=91
   _globals['_PROTECTCHUNK']._serialized_start=93
@@ -44,21 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_END']._serialized_start=246
   _globals['_END']._serialized_end=251
   _globals['_PROTECTREPLY']._serialized_start=254
-  _globals['_PROTECTREPLY']._serialized_end=474
-  _globals['_STUDYREPLY']._serialized_start=477
-  _globals['_STUDYREPLY']._serialized_end=605
-  _globals['_STUDYVERDICT']._serialized_start=608
-  _globals['_STUDYVERDICT']._serialized_end=838
-  _globals['_STUDYSLICE']._serialized_start=841
-  _globals['_STUDYSLICE']._serialized_end=977
-  _globals['_PREDICTION']._serialized_start=979
-  _globals['_PREDICTION']._serialized_end=1079
-  _globals['_CLASSSCORE']._serialized_start=1081
-  _globals['_CLASSSCORE']._serialized_end=1122
-  _globals['_FINDING']._serialized_start=1125
-  _globals['_FINDING']._serialized_end=1380
-  _globals['_FINDING_PVALUESENTRY']._serialized_start=1312
-  _globals['_FINDING_PVALUESENTRY']._serialized_end=1358
-  _globals['_PROTECTIONGATEWAY']._serialized_start=1535
-  _globals['_PROTECTIONGATEWAY']._serialized_end=1766
+  _globals['_PROTECTREPLY']._serialized_end=518
+  _globals['_STUDYREPLY']._serialized_start=521
+  _globals['_STUDYREPLY']._serialized_end=666
+  _globals['_STUDYVERDICT']._serialized_start=669
+  _globals['_STUDYVERDICT']._serialized_end=899
+  _globals['_STUDYSLICE']._serialized_start=902
+  _globals['_STUDYSLICE']._serialized_end=1038
+  _globals['_PREDICTION']._serialized_start=1040
+  _globals['_PREDICTION']._serialized_end=1140
+  _globals['_CLASSSCORE']._serialized_start=1142
+  _globals['_CLASSSCORE']._serialized_end=1183
+  _globals['_FINDING']._serialized_start=1186
+  _globals['_FINDING']._serialized_end=1441
+  _globals['_FINDING_PVALUESENTRY']._serialized_start=1373
+  _globals['_FINDING_PVALUESENTRY']._serialized_end=1419
+  _globals['_PROTECTIONGATEWAY']._serialized_start=1596
+  _globals['_PROTECTIONGATEWAY']._serialized_end=1827
 # @@protoc_insertion_point(module_scope)

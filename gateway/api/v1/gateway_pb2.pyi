@@ -51,7 +51,7 @@ class End(_message.Message):
     def __init__(self) -> None: ...
 
 class ProtectReply(_message.Message):
-    __slots__ = ("scan_sha256", "disposition", "reasons", "prediction", "receipt", "log_index", "findings")
+    __slots__ = ("scan_sha256", "disposition", "reasons", "prediction", "receipt", "log_index", "findings", "quarantine_id", "released_by")
     SCAN_SHA256_FIELD_NUMBER: _ClassVar[int]
     DISPOSITION_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,8 @@ class ProtectReply(_message.Message):
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     LOG_INDEX_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_BY_FIELD_NUMBER: _ClassVar[int]
     scan_sha256: str
     disposition: Disposition
     reasons: _containers.RepeatedScalarFieldContainer[str]
@@ -66,17 +68,21 @@ class ProtectReply(_message.Message):
     receipt: bytes
     log_index: int
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
-    def __init__(self, scan_sha256: _Optional[str] = ..., disposition: _Optional[_Union[Disposition, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., receipt: _Optional[bytes] = ..., log_index: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+    quarantine_id: str
+    released_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, scan_sha256: _Optional[str] = ..., disposition: _Optional[_Union[Disposition, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., receipt: _Optional[bytes] = ..., log_index: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., quarantine_id: _Optional[str] = ..., released_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StudyReply(_message.Message):
-    __slots__ = ("instance", "study", "detail")
+    __slots__ = ("instance", "study", "detail", "earlier")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_FIELD_NUMBER: _ClassVar[int]
     instance: ProtectReply
     study: StudyVerdict
     detail: str
-    def __init__(self, instance: _Optional[_Union[ProtectReply, _Mapping]] = ..., study: _Optional[_Union[StudyVerdict, _Mapping]] = ..., detail: _Optional[str] = ...) -> None: ...
+    earlier: bool
+    def __init__(self, instance: _Optional[_Union[ProtectReply, _Mapping]] = ..., study: _Optional[_Union[StudyVerdict, _Mapping]] = ..., detail: _Optional[str] = ..., earlier: _Optional[bool] = ...) -> None: ...
 
 class StudyVerdict(_message.Message):
     __slots__ = ("study_sha256", "disposition", "reasons", "receipt", "log_index", "instances", "p_value", "slices")
