@@ -2,18 +2,15 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from detectors.artifact import JOINED, Promises
-from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.errors import ArtefactError
 from gateway.protected import MANIFEST_ENVELOPE
 from gateway.testing import Site, write_signing_key
@@ -21,10 +18,9 @@ from lab import phantoms, recalibration, sealing
 from lab.cli import main
 from lab.data import DataError, MovedTooFarError
 from lab.phantom_detectors import PUBLIC_KEY
-from lab.recalibration import Proposal
+from lab.walking import FPR, Walk
 from signing import sign
 
-FPR = 0.01
 SCANS = 104
 POLICY = 'unsigned = "reject"\n[[allowed_signers]]\ncommon_name = "CT Scanner 0001"\n'
 
@@ -32,39 +28,9 @@ POLICY = 'unsigned = "reject"\n[[allowed_signers]]\ncommon_name = "CT Scanner 00
 # -- the walk, on statistics alone --
 
 
-@dataclass
-class Walk:
-    """A detector whose clean statistics are exponential, calibrated again and again on what an attacker may add to."""
-
-    promises: Promises
-    rng: np.random.Generator
-
-    @classmethod
-    def begin(cls) -> "Walk":
-        rng = np.random.default_rng(11)
-        tail = TailCalibration.fit(torch.from_numpy(rng.exponential(size=2000)))
-        first = {JOINED: ConformalCalibration.fit(torch.from_numpy(rng.exponential(size=2000)), FPR)}
-        return cls(Promises(first, first, {"a": tail}), rng)
-
-    def step(self, share: float, above: float) -> Proposal:
-        """Clean scans, and a share that lies a little above the threshold that holds now."""
-        clean = self.rng.exponential(size=round(2000 * (1 - share)))
-        edge = self.promises.deployed[JOINED].threshold(FPR)
-        poison = edge + self.rng.uniform(0.0, 2 * above, 2000 - len(clean))
-        new = {JOINED: ConformalCalibration.fit(torch.from_numpy(np.concatenate([clean, poison])), FPR)}
-        return Proposal(new, recalibration.compare(self.promises, new, FPR))
-
-    def take(self, proposal: Proposal) -> None:
-        self.promises = Promises(proposal.calibrations, self.promises.anchor, self.promises.tails)
-
-    @property
-    def threshold(self) -> float:
-        return self.promises.deployed[JOINED].threshold(FPR)
-
-
 def test_a_threshold_cannot_be_walked_away_step_by_step() -> None:
     """Each step is small, and each is taken by whoever looks at that step alone; the anchor sees them together."""
-    walk = Walk.begin()
+    walk = Walk.begin(seed=11)
     start, refused = walk.threshold, 0
     for _ in range(30):
         proposal = walk.step(share=0.03, above=0.15)
@@ -78,7 +44,7 @@ def test_a_threshold_cannot_be_walked_away_step_by_step() -> None:
     assert refused >= 20
     assert walk.threshold - start <= 1.0
 
-    alone = Walk.begin()
+    alone = Walk.begin(seed=11)
     steps = []
     for _ in range(30):
         before, proposal = alone.threshold, alone.step(share=0.03, above=0.15)
@@ -89,7 +55,7 @@ def test_a_threshold_cannot_be_walked_away_step_by_step() -> None:
 
 
 def test_scans_of_an_unchanged_source_are_taken() -> None:
-    walk = Walk.begin()
+    walk = Walk.begin(seed=11)
     for _ in range(10):
         proposal = walk.step(share=0.0, above=0.0)
         recalibration.refuse_far(proposal.movements, 1.0, accept_movement=False)
