@@ -142,7 +142,7 @@ class App:
         closing.callback(inbox.close, config.examine_s_max)
         receiver = DimseReceiver(
             config,
-            nodes=lambda: Nodes(self._plan().config.sources, config.routes),
+            nodes=lambda: Nodes.of(self._plan().config, config.routes),
             inbox=inbox,
             spool=records.spool,
             throttle=records.throttle,
@@ -173,7 +173,7 @@ class App:
         _say_age(records.metrics, plan)
         _log.info("serving", config_sha256=settings, count=len(plan.config.routes))
         if before is not None:
-            self._retire(before, plan.config.receivers.grpc.call_s_max)
+            self._retire(before, plan.config.receivers.work_s_max)
 
     def _retire(self, before: Served, after_s: float) -> None:
         """Let go of what does not serve any more: calls that began before still use it, until their deadline."""

@@ -231,7 +231,7 @@ class DimseReceiver:
         """Look whether a whole object can be read, then take it into custody.
 
         Raises:
-            ScanError: it cannot be read, or is another instance than the command said.
+            ScanError: it cannot be read, is another instance than the command said, or no routing rule takes it.
             Overloaded: there is no room.
         """
         sha256, hashed, data = writer.sha256, writer.hashed(), writer.seal()
@@ -241,6 +241,7 @@ class DimseReceiver:
                 raise ScanError(scan.defect.detail if scan.defect is not None else "")
             if any(_values(scan.elements, tag) != {scan.elements.meta[meta]} for meta, tag in _IDENTITY):
                 raise Mismatched("SOP Class or Instance UID is another than in the command")
+            route = self._nodes().direct(scan)
         self._wait_for_turn(source, len(data))
         self._inbox.take(data, sha256, route=route, receiver=RECEIVER, source=source)
 

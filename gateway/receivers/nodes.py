@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from gateway.receivers.identity import Credentials
 from gateway.receivers.receiver import NotPermitted, Unauthenticated
 from gateway.receivers.roles import Role
-from gateway.scan import Source
+from gateway.routing import Routing
+from gateway.scan import Scan, Source
+from gateway.settings.coherence import BY_RULE
+from gateway.settings.config import Config
 from gateway.settings.routes import SourceConfig
 
 
@@ -19,9 +23,16 @@ class Nodes:
     sources: Iterable[SourceConfig]
     routes: Mapping[str, str]
     """Route by called AE title."""
+    routing: Routing
+    """Chooses for the titles whose route is `by-rule`."""
+
+    @classmethod
+    def of(cls, config: Config, routes: Mapping[str, str]) -> Self:
+        """By the configuration of now; `routes` are those of the door, which a reload does not change."""
+        return cls(config.sources, routes, Routing(config.routing))
 
     def route(self, called_ae: str) -> str:
-        """The route behind a called AE title; raises NotPermitted where there is none."""
+        """The route behind a called AE title, or `by-rule`; raises NotPermitted where there is none."""
         try:
             return self.routes[called_ae]
         except KeyError:
@@ -41,6 +52,20 @@ class Nodes:
         name_differs = found.tls_san is not None and found.tls_san not in shown.alternative_names
         if subject_differs or name_differs:
             raise Unauthenticated("the client certificate is not that of the calling AE title")
-        if Role.SUBMIT not in found.roles or route not in found.routes:
+        if Role.SUBMIT not in found.roles or route not in (*found.routes, BY_RULE):
             raise NotPermitted("this source may not use that route")
         return Source(found.name, found.enrolled, calling_ae=found.calling_ae, tls_subject=found.tls_subject)
+
+    def direct(self, scan: Scan) -> str:
+        """The route that a scan takes: that of its association, or the one that the rules choose.
+
+        Raises:
+            ScanError: no rule takes it.
+            NotPermitted: its source may not use the route that they choose.
+        """
+        if scan.route != BY_RULE:
+            return scan.route
+        chosen = self.routing.route_of(scan)
+        if not any(each.name == scan.source.name and chosen in each.routes for each in self.sources):
+            raise NotPermitted("this source may not use the route that the rules choose")
+        return chosen

@@ -15,6 +15,9 @@ DEFAULT = "default"
 RESERVED = frozenset({DEFAULT, "anonymous"})
 """Names that no source may have: they stand for all others, and for nobody known."""
 
+BY_RULE = "by-rule"
+"""In the place of a route's name, where the routing rules choose it."""
+
 _THREADS_PER_PLACE = 2
 """Handler threads for each place in the largest batch: one batch waits while the next one fills."""
 
@@ -72,6 +75,8 @@ def _route_mistakes(document: dict[str, Any]) -> Iterator[str]:
 
 def _routing_mistakes(document: dict[str, Any]) -> Iterator[str]:
     rules, routes = document.get("routing"), _table(document, "routes")
+    if BY_RULE in routes:
+        yield f"routes.{BY_RULE}: not a name for a route: it says that the rules choose"
     takes_all: int | None = None
     for index, rule in enumerate(rules if isinstance(rules, list) else ()):
         if not isinstance(rule, dict):
@@ -172,7 +177,9 @@ def _dicom_mistakes(document: dict[str, Any]) -> Iterator[str]:
     """An AE title is a claim that anybody can make: where certificates are shown, one must go with it."""
     dimse, routes = _table(document, "receivers", "dimse"), _table(document, "routes")
     for title, route in _table(dimse, "routes").items():
-        if route not in routes:
+        if route == BY_RULE and not document.get("routing"):
+            yield f'receivers.dimse.routes.{title}: "{BY_RULE}" needs [[routing]]'
+        elif route not in (*routes, BY_RULE):
             yield f"receivers.dimse.routes.{title}: there is no [routes.{route}]"
     sources = document.get("sources")
     for index, source in enumerate(sources if isinstance(sources, list) else ()):

@@ -101,6 +101,11 @@ class ReceiversConfig(Table):
     dimse: DimseConfig | None = None
     """Without the table there is no DICOM port."""
 
+    @property
+    def work_s_max(self) -> float:
+        """The longest that any door works on what it was sent."""
+        return max(self.grpc.call_s_max, self.grpc.study_s_max, self.dimse.examine_s_max if self.dimse else 0.0)
+
 
 class MetricsConfig(Table):
     """Prometheus endpoint; it serves figures and health, never patient data."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,12 +15,15 @@ from pathlib import Path
 import grpc
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.sop_class import CTImageStorage
 
 from gateway.api.kserve.v2 import inference_pb2 as inference
 from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.assembly import AUDIT_LOG
+from gateway.assembly import AUDIT_LOG, INBOX
 from gateway.audit.sqlite import SqliteReader
 from gateway.testing import GatewayProcess, Site
 
@@ -67,6 +72,34 @@ def remote(server: Server, served_elsewhere: Callable[[str, str], Path]) -> Iter
         yield process
 
 
+DOOR = """
+[receivers.dimse]
+address = "127.0.0.1:0"
+unsafe_plaintext = true
+examiners = 2
+[receivers.dimse.routes]
+REMOTE = "remote"
+[[sources]]
+name = "ct-1"
+roles = ["submit"]
+calling_ae = "CT1"
+enrolled = false
+routes = ["remote"]
+"""
+
+
+def store(gateway: GatewayProcess, path: Path) -> int:
+    assert gateway.addresses.dimse is not None
+    entity = AE(ae_title="CT1")
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    host, _, port = gateway.addresses.dimse.rpartition(":")
+    association = entity.associate(host, int(port), ae_title="REMOTE")
+    assert association.is_established
+    status = association.send_c_store(path)
+    association.release()
+    return int(status.Status)
+
+
 def protect(site: Site, gateway: GatewayProcess, dicom: bytes, route: str) -> pb.ProtectReply:
     with grpc.insecure_channel(gateway.addresses.grpc) as channel:
         metadata = (("authorization", f"Bearer {site.tokens['scanner']}"),)
@@ -83,8 +116,8 @@ def model_ready(site: Site, gateway: GatewayProcess) -> bool:
         return bool(stub.ModelReady(request, metadata=metadata, timeout=60).ready)
 
 
-def recorded(site: Site) -> list[str]:
-    with SqliteReader(site.directory / "remote" / AUDIT_LOG) as log:
+def recorded(site: Site, directory: str = "remote") -> list[str]:
+    with SqliteReader(site.directory / directory / AUDIT_LOG) as log:
         return [json.loads(body)["kind"] for _, body, _ in log.entries() if isinstance(body, bytes)]
 
 
@@ -128,3 +161,30 @@ def test_the_outcomes_are_counted(site: Site, server: Server, remote: GatewayPro
     text = urllib.request.urlopen(f"http://{remote.addresses.metrics}/metrics", timeout=10).read().decode()
     for outcome in ("ok", "unavailable"):
         assert f'scanward_upstream_seconds_count{{outcome="{outcome}",upstream="small"}}' in text
+
+
+def test_what_was_acknowledged_waits_for_the_server_through_kill_9_and_is_predicted_once(
+    site: Site, server: Server, served_elsewhere: Callable[[str, str], Path]
+) -> None:
+    """Nobody waits behind C-STORE: the scan is in custody until the model has answered."""
+    config = served_elsewhere(server.address, "custody")
+    config.write_text(config.read_text().replace("[[sources]]", DOOR + "[[sources]]", 1))
+    before = len(server.answered)
+
+    def until(true: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + 120.0
+        while not true():
+            assert time.monotonic() < give_up_at, "it did not happen"
+            time.sleep(0.05)
+
+    with GatewayProcess(config) as gateway:
+        assert store(gateway, Path(str(get_testdata_file("CT_small.dcm")))) == 0x0000
+        until(lambda: "failed" in recorded(site, "custody"))
+        os.kill(gateway.pid, signal.SIGKILL)
+    assert "answered" not in recorded(site, "custody")
+
+    with server, GatewayProcess(config):
+        until(lambda: "answered" in recorded(site, "custody"))
+    assert recorded(site, "custody").count("answered") == 1
+    assert len(server.answered) == before + 1
+    assert list((site.directory / "custody" / INBOX).glob("*.object")) == []

@@ -43,6 +43,11 @@ examiners = 2
 [receivers.dimse.routes]
 OPEN = "open"
 STRICT = "strict"
+AUTO = "by-rule"
+[[routing]]
+modality = ["CT"]
+calling_ae = ["CT1", "NARROW"]
+route = "strict"
 [[sources]]
 name = "ct-1"
 roles = ["submit"]
@@ -314,3 +319,18 @@ def test_the_head_of_a_file_is_what_ps3_10_asks_for() -> None:
 
 def test_every_syntax_of_the_standard_is_taken_but_those_that_stream() -> None:
     assert len(SYNTAXES) == len(set(SYNTAXES)) > 30
+
+
+def test_a_rule_chooses_the_route_of_each_object_and_gives_no_source_what_is_not_its(
+    site: Site, gateway: GatewayProcess
+) -> None:
+    ct, mr = pydicom.dcmread(CT), pydicom.dcmread(MR)
+    before = len(records(site, "decided"))
+
+    assert store(gateway, ct, called="AUTO") == 0x0000
+    assert store(gateway, mr, called="AUTO") == 0xC000
+    assert store(gateway, ct, called="AUTO", calling="NARROW") == 0x0124
+
+    until(lambda: len(records(site, "decided")) > before)
+    assert [record["route"] for record in records(site, "decided")[before:]] == ["strict"]
+    assert [record["error"] for record in records(site, "refused")[-2:]] == ["ScanError", "NotPermitted"]
