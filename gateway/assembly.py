@@ -10,6 +10,7 @@ from functools import partial
 from typing import Self, TypeVar
 
 from gateway import documents
+from gateway.audit.anchors import Anchoring
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_sink
 from gateway.case import Digests
@@ -113,6 +114,7 @@ class Records:
 
     metrics: Metrics
     audit: AuditLog
+    anchoring: Anchoring
     ledger: Ledger
     replay: ReplayLedger
     drift: DriftWatch
@@ -133,6 +135,7 @@ class Records:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError([f"storage.directory: {root}: {error.strerror}"]) from error
+        anchoring = Anchoring(plan.config.audit.anchors, metrics)
         audit = AuditLog(
             open_sink(root / AUDIT_LOG, plan.config.audit.postgres),
             keys.checkpoint,
@@ -141,12 +144,14 @@ class Records:
             retired=keys.retired_checkpoints,
             checkpoint_records=plan.config.audit.checkpoint_records,
             checkpoint_s=plan.config.audit.checkpoint_s,
+            carry_off=anchoring.take,
         )
         replay_s_max = None if storage.replay_days_max is None else storage.replay_days_max * _SECONDS_A_DAY
         try:
             return cls(
                 metrics,
                 audit,
+                anchoring,
                 Ledger(
                     root / LEDGER, rows_max=storage.ledger_rows_max, age_s_max=storage.ledger_days_max * _SECONDS_A_DAY
                 ),
@@ -182,6 +187,7 @@ class Records:
         self.drift.close()
         self.quarantine.close()
         self.audit.close()
+        self.anchoring.close()
 
 
 def _inbox(plan: Plan) -> Custody | None:

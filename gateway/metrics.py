@@ -88,6 +88,12 @@ class Metrics:
             registry=registry,
         )
         self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
+        self._anchored = Gauge(
+            "scanward_audit_anchor_age_seconds",
+            "Seconds since the newest checkpoint that this anchor holds was signed; NaN before the first",
+            ["anchor"],
+            registry=registry,
+        )
         self._replay_rows = Gauge(
             "scanward_replay_ledger_rows", "Instances remembered with who signed them", registry=registry
         )
@@ -205,6 +211,10 @@ class Metrics:
     def checkpointed_at(self, seconds: float) -> None:
         """Note when the last checkpoint was signed, in seconds since the epoch."""
         self._checkpointed_at = seconds
+
+    def anchored_at(self, anchor: str, seconds: float | None) -> None:
+        """Note when the newest checkpoint that a configured anchor holds was signed, in seconds since the epoch."""
+        self._anchored.labels(anchor).set_function(partial(self._age, seconds))
 
     def replay_rows(self, count: int) -> None:
         """Set how many rows the replay ledger has."""

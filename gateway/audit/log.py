@@ -55,6 +55,7 @@ class AuditLog:
         checkpoint_s: float = 60.0,
         queue_max: int = 8192,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        carry_off: Callable[[bytes, float], object] = lambda note, signed_at: None,
     ) -> None:
         """Check the end of the log that is there, sign it, and start writing.
 
@@ -68,6 +69,7 @@ class AuditLog:
             checkpoint_s: and none for longer than this.
             queue_max: records that may wait; a gateway with fewer handler threads never reaches it.
             clock: aware time for records and checkpoints.
+            carry_off: told of each checkpoint and when it was signed (seconds since the epoch); must not wait.
 
         Raises:
             ConfigError: the log's end does not follow from its last checkpoint, or from the one in the file.
@@ -79,6 +81,7 @@ class AuditLog:
         self._checkpoint_records = checkpoint_records
         self._checkpoint_s = checkpoint_s
         self._clock = clock
+        self._carry_off = carry_off
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(queue_max)
         self._door = threading.Lock()
         self._closed = False
@@ -239,6 +242,7 @@ class AuditLog:
             raise AuditError(f"the checkpoint file cannot be written: {type(error).__name__}") from None
         self._seal_at = None
         self._metrics.checkpointed_at(now.timestamp())
+        self._carry_off(note, now.timestamp())
 
 
 def _resume(sink: AuditSink, file: Path, keys: Sequence[Ed25519PublicKey]) -> tuple[Edge, int]:

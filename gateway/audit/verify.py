@@ -78,7 +78,7 @@ def read_checkpoints(data: bytes, keys: Sequence[Ed25519PublicKey]) -> list[Chec
     """What was kept outside: one signed note, or the lines of an anchor file, each with a note in it.
 
     Raises:
-        CheckpointError: one of them is not signed by one of the keys, or there is none.
+        CheckpointError: one of them is not signed by one of the keys, or there is none at all.
     """
     if not data.lstrip().startswith(b"{"):
         return [Checkpoint.open(data, keys)]
@@ -87,8 +87,10 @@ def read_checkpoints(data: bytes, keys: Sequence[Ed25519PublicKey]) -> list[Chec
         try:
             note = json.loads(line)["checkpoint"].encode()
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise CheckpointError("a line of the anchor file holds no checkpoint") from None
+            continue  # cut off by a full disk; whoever can spoil a line can as well delete it
         found.append(Checkpoint.open(note, keys))
+    if not found:
+        raise CheckpointError("the anchor file holds no checkpoint")
     return found
 
 

@@ -1,12 +1,32 @@
-"""[audit]: where the audit log lies, and how often its end is signed."""
+"""[audit]: where the audit log lies, how often its end is signed, and where those signatures are carried."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gateway.settings.fields import SecretFile, Table
+from gateway.settings.fields import File, Name, OwnDirectory, SecretFile, Table, Url
+
+
+class AnchorConfig(Table):
+    """A place off this machine that keeps signed checkpoints: a file on another mount, or a URL."""
+
+    name: Name
+    file: OwnDirectory | None = None
+    """One line of JSON is appended for each; its directory must be there."""
+    url: Url | None = None
+    """Takes each by POST; they are signed, so that plain HTTP can lose one, not change it."""
+    ca: File | None = None
+    """Certificates that an https server's must chain to, PEM; without it, those of the system."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.file is None) == (self.url is None):
+            raise ValueError("needs either file or url")
+        if self.ca is not None and not (self.url or "").startswith("https://"):
+            raise ValueError("ca has a meaning with an https url only")
+        return self
 
 
 class AuditConfig(Table):
@@ -18,3 +38,12 @@ class AuditConfig(Table):
     """At most about this many records stand without a signed checkpoint over them,"""
     checkpoint_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     """and none for longer than this."""
+    anchors: tuple[AnchorConfig, ...] = ()
+    """Each gets every checkpoint, or the newest of those that it was not there for."""
+
+    @model_validator(mode="after")
+    def _each_by_its_name(self) -> Self:
+        names = [anchor.name for anchor in self.anchors]
+        if len(set(names)) < len(names):
+            raise ValueError("two anchors have one name")
+        return self
