@@ -25,7 +25,7 @@ from gateway.receivers.calls import Calls, current_caller
 from gateway.receivers.chunks import Received, next_object, pieces
 from gateway.receivers.doorkeeper import Doorkeeper
 from gateway.receivers.gate import Gate
-from gateway.receivers.receiver import Inflation
+from gateway.receivers.receiver import CutOff, Inflation
 from gateway.receivers.reviewing import QUARANTINE, QuarantineServicer
 from gateway.receivers.studies import StudyRoom
 from gateway.receivers.tls import ServerCertificate
@@ -139,9 +139,14 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
             sooner = Deadline.after(min(self._config.call_s_max, deadline.remaining()), deadline.cancelled)
             return self._protect(received, sooner, study, number)
 
-        for reply in self._studies.answers(parts, begin, examine):
-            shown = to_wire(reply, findings=current_caller().sees_findings)
-            yield pb.StudyReply(instance=shown, detail=sentence(reply.findings), earlier=reply.earlier)
+        try:
+            for reply in self._studies.answers(parts, begin, examine):
+                shown = to_wire(reply, findings=current_caller().sees_findings)
+                yield pb.StudyReply(instance=shown, detail=sentence(reply.findings), earlier=reply.earlier)
+        except GeneratorExit:  # nobody listens any more: there is no status to give, but there was a call
+            gone = CutOff("the call ended before the study did")
+            self._service().refuse(gone, receiver=RECEIVER, source=caller.source.name)
+            raise
         if study is None:
             raise ScanError("a study has at least one instance")
         concluded = self._service().conclude(study)

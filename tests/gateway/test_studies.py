@@ -225,34 +225,50 @@ def test_a_study_that_is_cut_off_is_no_study(door: Door) -> None:
 
 
 def test_a_sender_that_hangs_up_frees_everything(door: Door) -> None:
+    over = threading.Event()
+
     def silent() -> Iterator[pb.ProtectChunk]:
         yield from pieces(instance(1))
         yield begin()
         yield data(bytes(1000))
-        threading.Event().wait(30)
+        over.wait(30)
 
     call = door.stub.ProtectStudy(silent(), metadata=door.token())
     assert words([next(call)]) == ["instance admit"]
     call.cancel()
     door.receiver.drain(10.0)
+    over.set()
     assert [body["error"] for body in door.recorded("refused")] == ["CutOff"]
     assert (door.recorded("study"), door.records.spool.bytes_used) == ([], 0)
 
 
+def test_a_sender_that_hangs_up_between_two_verdicts_is_recorded_as_well(door: Door) -> None:
+    """The handler may be in the middle of handing a verdict over, and then nobody asks it for another."""
+    for _ in range(5):
+        call = door.stub.ProtectStudy(pieces(*(instance(number) for number in range(8))), metadata=door.token())
+        assert words([next(call)]) == ["instance admit"]
+        call.cancel()
+    door.receiver.drain(10.0)
+    refused = [body["error"] for body in door.recorded("refused")]
+    assert len(refused) + len(door.recorded("study")) == 5
+    assert set(refused) <= {"CutOff", "Abandoned"}
+
+
 def test_a_study_may_take_longer_than_a_call_and_not_for_ever(door: Door) -> None:
     """A call has 2 seconds here, a study 6."""
-    released = threading.Event()
+    over = threading.Event()
 
     def slow() -> Iterator[pb.ProtectChunk]:
         yield from pieces(instance(1))
-        released.wait(3.0)
+        over.wait(3.0)
         yield from pieces(instance(2))
-        threading.Event().wait(30)
+        over.wait(30)
 
     call = door.stub.ProtectStudy(slow(), metadata=door.token())
     assert words([next(call), next(call)]) == ["instance admit"] * 2
     with pytest.raises(grpc.RpcError):
         next(call)
+    over.set()
 
 
 def test_studies_never_take_all_of_the_doors_threads(door: Door) -> None:
