@@ -176,6 +176,7 @@ class Records:
             )
         except ConfigError:
             audit.close()
+            anchoring.close()
             raise
 
     def close(self) -> None:

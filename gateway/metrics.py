@@ -87,13 +87,6 @@ class Metrics:
             ["source"],
             registry=registry,
         )
-        self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
-        self._anchored = Gauge(
-            "scanward_audit_anchor_age_seconds",
-            "Seconds since the newest checkpoint that this anchor holds was signed; NaN before the first",
-            ["anchor"],
-            registry=registry,
-        )
         self._replay_rows = Gauge(
             "scanward_replay_ledger_rows", "Instances remembered with who signed them", registry=registry
         )
@@ -105,15 +98,25 @@ class Metrics:
         )
         self._revocation_of: frozenset[str] = frozenset()
         self._watch_drift()
+        self._of_the_log(registry)
         self._of_itself(registry)
 
-    def _of_itself(self, registry: CollectorRegistry) -> None:
+    def _of_the_log(self, registry: CollectorRegistry) -> None:
+        self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
+        self._anchored = Gauge(
+            "scanward_audit_anchor_age_seconds",
+            "Seconds since the newest checkpoint that this anchor holds was signed; NaN before the first",
+            ["anchor"],
+            registry=registry,
+        )
         age = Gauge(
             "scanward_audit_checkpoint_age_seconds",
             "Seconds since the last signed checkpoint of the audit log; NaN before the first",
             registry=registry,
         )
         age.set_function(self._checkpoint_age)
+
+    def _of_itself(self, registry: CollectorRegistry) -> None:
         self._ready = Gauge("scanward_ready", "1 while calls should come here, else 0", registry=registry)
         build = Gauge("scanward_build_info", "The version that runs; always 1", ["version"], registry=registry)
         build.labels(version("scanward")).set(1)
