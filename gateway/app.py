@@ -51,7 +51,7 @@ _EXPIRY_LOOK_S = 60.0
 """How often the quarantine is looked through for what is too old."""
 _MATERIAL = 0
 """Among signals, which begin at 1: revocation files have changed."""
-_FIXED = ("receivers", "metrics", "storage", "keys", "audit", "engine", "drift")
+_FIXED = ("receivers", "metrics", "storage", "keys", "audit", "engine", "drift", "destinations")
 """Tables that a reload cannot change: ports, files and processes that are in use."""
 
 _log = structlog.get_logger(__name__)
@@ -111,6 +111,9 @@ class App:
                 grpc, service=self._service, gate=self._gate, spool=records.spool, throttle=records.throttle
             )
             closing.callback(receiver.drain, grpc.drain_s_max)
+            for destination in records.destinations.values():
+                destination.start()
+                closing.callback(destination.close, grpc.drain_s_max)
             dimse = self._open_dicom_door(plan, records, closing)
             addresses = {"grpc": receiver.start(), "http": None, "dimse": dimse, "metrics": metrics_address}  # (5)
             receiver.ready(True)

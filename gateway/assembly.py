@@ -46,12 +46,13 @@ from gateway.store.replay import ReplayLedger
 from gateway.store.spool import Spool
 from gateway.throttle import Throttle
 from gateway.trusted import Trusted
+from gateway.upstreams.dicom import DicomUpstream
 from gateway.upstreams.upstreams import Upstreams
 
 AUDIT_LOG, CHECKPOINT, LEDGER, REPLAY = "audit.sqlite", "checkpoint.note", "ledger.sqlite", "replay.sqlite"
 DRIFT = "drift.sqlite"
 """Files in the storage directory."""
-QUARANTINE, SPOOL, INBOX = "quarantine", "spool", "inbox"
+QUARANTINE, SPOOL, INBOX, OUTBOX = "quarantine", "spool", "inbox", "outbox"
 """Folders in the storage directory."""
 CUSTODY_OBJECTS_MAX = 1_000_000
 """Objects that one queue on disk may hold: what it keeps in memory about each is some hundred bytes."""
@@ -125,6 +126,8 @@ class Records:
     queries: QueryWatch
     inbox: Custody | None
     """Scans acknowledged and not examined yet; None without a DICOM door."""
+    destinations: Mapping[str, DicomUpstream]
+    """By name; each with what was admitted and not handed on yet."""
 
     @classmethod
     def open(cls, plan: Plan) -> Self:
@@ -173,6 +176,7 @@ class Records:
                 Throttle(plan.config.limits, threads=plan.config.receivers.grpc.threads),
                 QueryWatch(),
                 _inbox(plan),
+                _destinations(plan, audit, metrics),
             )
         except ConfigError:
             audit.close()
@@ -197,6 +201,26 @@ def _inbox(plan: Plan) -> Custody | None:
         return None
     directory = plan.config.storage.directory / INBOX
     return Custody(directory, plan.keys.custody, bytes_max=dimse.inbox_bytes_max, objects_max=CUSTODY_OBJECTS_MAX)
+
+
+def _destinations(plan: Plan, audit: AuditLog, metrics: Metrics) -> Mapping[str, DicomUpstream]:
+    root = plan.config.storage.directory
+    return {
+        name: DicomUpstream(
+            name,
+            config,
+            Custody(
+                root / OUTBOX / name,
+                plan.keys.custody,
+                bytes_max=config.outbox_bytes_max,
+                objects_max=CUSTODY_OBJECTS_MAX,
+            ),
+            audit=audit,
+            metrics=metrics,
+            directory=root / SPOOL,
+        )
+        for name, config in plan.config.destinations.items()
+    }
 
 
 def start_engine(plan: Plan, metrics: Metrics) -> LocalEngine | None:
@@ -227,7 +251,9 @@ def build_service(
             name,
             Pipeline(stages, records.metrics),
             ServicePolicy(policy),
-            upstreams.of_route(configured),
+            records.destinations[configured.destination]
+            if configured.destination is not None
+            else upstreams.of_route(configured),
             _digests_of(plan, name, policy),
             plan.models[configured.model].profile if configured.model is not None else None,
             _tensors(plan, name, stages, records.metrics),
@@ -285,15 +311,15 @@ def _stages(
         PreprocessStage(model.name, model.profile, decompressor),
         DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p),
     )
-    if grey_p is None:
-        return stages
+    if grey_p is None or configured.destination is not None:
+        return stages  # a destination takes what came and nothing else, so nothing goes on for its denoised form
     return (*stages, DenoisingStage(model.profile, false_positive_rate=rate, grey_p=grey_p))
 
 
 def _tensors(plan: Plan, route: str, stages: tuple[Stage, ...], metrics: Metrics) -> Pipeline | None:
     """The pipeline of bare tensors: other first stages, the same detectors."""
     configured = plan.config.routes[route]
-    if configured.model is None:
+    if configured.model is None or configured.destination is not None:
         return None
     model, trust = plan.models[configured.model], plan.trusts[configured.trust].trust
     first = (BareTensorStage(trust.policy.required_profile, metrics), TensorImageStage(model.name, model.profile))
@@ -304,6 +330,8 @@ def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:
     configured = plan.config.routes[route]
     model = plan.models[configured.model] if configured.model is not None else None
     decides: dict[str, object] = {"policy": policy.model_dump(mode="json"), "upstream": configured.upstream}
+    if configured.destination is not None:
+        decides["destination"] = configured.destination
     if configured.upstream == "kserve" and configured.model is not None:
         remote = plan.config.models[configured.model].kserve
         assert remote is not None

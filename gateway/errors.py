@@ -9,6 +9,7 @@ GatewayError
 │   └── Unheld      the scan was decided about, and there was no room to hold it
 ├── Abandoned       nobody waits for the answer any more
 ├── UpstreamError   the protected model did not answer
+│   └── NotTaken    and never will for this scan
 ├── AuditError      the record could not be made durable, so nothing may leave
 └── ConfigError     the configuration cannot be served
 
@@ -71,6 +72,12 @@ class UpstreamError(GatewayError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotTaken(UpstreamError):  # noqa: N818 - a state, as above
+    """A destination does not take this scan, and would not another time."""
+
+    permanent = True
 
 
 class AuditError(GatewayError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -200,6 +201,13 @@ class Site:
             _CONFIGURATION.replace("LIMITS", _inline(WIDE_LIMITS)) + tables + "\n" + sources
         )
         return cls(directory, hospital, tokens)
+
+    def copy(self, directory: Path, *, more: str = "") -> Self:
+        """The same site in another folder, with nothing that was stored, and with more of the configuration."""
+        shutil.copytree(self.directory, directory, ignore=shutil.ignore_patterns("data"))
+        with (directory / "scanward.toml").open("a") as file:
+            file.write(more)
+        return replace(self, directory=directory)
 
 
 WIDE_LIMITS = LimitsConfig(

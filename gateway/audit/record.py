@@ -255,6 +255,18 @@ class Expired(_Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarded(_Facts):
+    """An admitted scan was taken by a DICOM destination."""
+
+    kind: ClassVar[str] = "forwarded"
+
+    scan_sha256: str
+    route: str
+    destination: str
+    """Configured name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused(_Facts):
     """A call could not become a scan: too large, cut off, no such route."""
 

@@ -66,6 +66,11 @@ def _route_mistakes(document: dict[str, Any]) -> Iterator[str]:
         if (wanted := route.get("trust")) is not None and (wanted not in trust or wanted == ARTEFACT_TRUST):
             yield f"routes.{name}.trust: there is no [trust.{wanted}]"
         yield from _upstream_mistakes(name, route, models)
+        destination = route.get("destination")
+        if (route.get("upstream") == "dicom") != (destination is not None):
+            yield f'routes.{name}.destination: goes with upstream = "dicom", each with the other'
+        elif destination is not None and destination not in _table(document, "destinations"):
+            yield f"routes.{name}.destination: there is no [destinations.{destination}]"
         if route.get("model") is None:
             continue
         where = f"routes.{name}.policy" if "policy" in route else "policy"

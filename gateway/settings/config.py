@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from gateway.errors import ConfigError
 from gateway.settings.audit import AuditConfig
 from gateway.settings.coherence import mistakes_between_tables
+from gateway.settings.destinations import DestinationConfig
 from gateway.settings.document import read, sentences
 from gateway.settings.doors import MetricsConfig, ReceiversConfig
 from gateway.settings.fields import Name, Table
@@ -35,6 +36,8 @@ class Config(Table):
     """Required where there are models."""
     models: dict[Name, ModelConfig] = Field(default_factory=dict)
     drift: DriftConfig = DriftConfig()
+    destinations: dict[Name, DestinationConfig] = Field(default_factory=dict)
+    """Where routes with the upstream "dicom" hand on what they admit."""
     trust: TrustTable
     policy: PolicyConfig
     review: ReviewConfig | None = None

@@ -21,8 +21,11 @@ class RouteConfig(Table):
     """Name of a [trust.NAME]."""
     model: str | None = None
     """Name of a [models.NAME]; without it the route examines signatures only."""
-    upstream: Literal["embedded", "kserve", "none"]
-    """Whether the model answers here, or on a server of its own, or the caller asks it once the scan is admitted."""
+    upstream: Literal["embedded", "kserve", "dicom", "none"]
+    """Whether the model answers here, or on a server of its own, or the caller asks it once the scan is admitted;
+    or the scan goes on to a DICOM destination as it came."""
+    destination: str | None = None
+    """Name of a [destinations.NAME]; with the upstream "dicom"."""
     policy: PolicyConfig | None = None
     """Replaces the global [policy] as a whole."""
 

@@ -50,6 +50,7 @@ class Orthanc:
             "AuthenticationEnabled": False,
             "StorageDirectory": str(directory / "storage"),
             "DicomModalities": modalities,
+            "Plugins": ["/usr/share/orthanc/plugins"],
         }
         directory.mkdir()
         (directory / "orthanc.json").write_text(json.dumps(settings))

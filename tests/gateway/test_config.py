@@ -352,3 +352,33 @@ def test_refuses_a_dicom_door_by_key(site: Path, old: str, new: str, key: str) -
 def test_an_ae_title_without_a_dicom_door_is_a_mistake(site: Path) -> None:
     found = problems(site, GOOD + without(DIMSE, "receivers.dimse", "receivers.dimse.routes"))
     assert [problem.split(":")[0] for problem in found] == ["sources.1.calling_ae"]
+
+
+DESTINATION = """
+[routes.onward]
+trust = "hospital"
+upstream = "dicom"
+destination = "pacs"
+[destinations.pacs]
+address = "pacs:104"
+ae_title = "PACS"
+unsafe_plaintext = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('destination = "pacs"\n', "", "routes.onward.destination"),
+        ('destination = "pacs"', 'destination = "other"', "routes.onward.destination"),
+        ('upstream = "dicom"', 'upstream = "none"', "routes.onward.destination"),
+        ('ae_title = "PACS"\n', "", "destinations.pacs"),
+        ('ae_title = "PACS"', 'stow_url = "http://pacs/studies"', "destinations.pacs"),
+        ("unsafe_plaintext = true", "", "destinations.pacs"),
+        ('address = "pacs:104"\nae_title = "PACS"', 'stow_url = "https://pacs/studies"', "destinations.pacs"),
+    ],
+)
+def test_refuses_a_destination_by_key(site: Path, old: str, new: str, key: str) -> None:
+    assert old in DESTINATION
+    load(site, GOOD + DESTINATION)
+    assert any(problem.startswith(f"{key}: ") for problem in problems(site, GOOD + DESTINATION.replace(old, new)))

@@ -48,6 +48,11 @@ def dcmtk() -> None:
         pytest.skip("needs dcmtk")
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site.make(tmp_path_factory.mktemp("base") / "site")
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[[str, int], Path]:
     """Writes a folder of CT slices of its own."""
@@ -104,9 +109,9 @@ def acknowledged(output: str) -> set[str]:
 
 
 def test_orthanc_sends_a_study(
-    tmp_path: Path, study: Callable[[str, int], Path], orthanc: Callable[..., object]
+    tmp_path: Path, base: Site, study: Callable[[str, int], Path], orthanc: Callable[..., object]
 ) -> None:
-    site = Site.make(tmp_path / "site", tables=PLAIN.replace("CT1", "ORTHANC"))
+    site = base.copy(tmp_path / "site", more=PLAIN.replace("CT1", "ORTHANC"))
     with GatewayProcess(site.config) as gateway:
         assert gateway.addresses.dimse is not None
         port = int(gateway.addresses.dimse.rpartition(":")[2])
@@ -158,9 +163,9 @@ class TestMutualTls:
 
 
 def test_a_stop_ends_after_the_message_and_what_was_acknowledged_is_examined_at_the_next_start(
-    tmp_path: Path, study: Callable[[str, int], Path]
+    tmp_path: Path, base: Site, study: Callable[[str, int], Path]
 ) -> None:
-    site = Site.make(tmp_path / "site", tables=PLAIN)
+    site = base.copy(tmp_path / "site", more=PLAIN)
     with GatewayProcess(site.config) as gateway:
         sender = storescu(gateway, study("stop", 80))
         assert sender.stdout is not None
@@ -176,10 +181,10 @@ def test_a_stop_ends_after_the_message_and_what_was_acknowledged_is_examined_at_
 
 
 def test_every_acknowledged_scan_is_answered_once_however_often_the_gateway_is_killed(
-    tmp_path: Path, study: Callable[[str, int], Path]
+    tmp_path: Path, base: Site, study: Callable[[str, int], Path]
 ) -> None:
     """SIGKILL in the middle of three studies, again and again."""
-    site = Site.make(tmp_path / "site", tables=PLAIN)
+    site = base.copy(tmp_path / "site", more=PLAIN)
     chance = random.Random(6)  # noqa: S311 - no secret
     told: set[str] = set()
     for kill in range(KILLS):
