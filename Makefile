@@ -91,6 +91,7 @@ bench: install system ## Measure speed beside its limits and peers; writes docs/
 soak: install ## Half an hour at 70 % load, then 200 kills; writes docs/soak.png (SECONDS=1800 KILLS=200)
 	@$(BIN)/python benchmarks/soak.py --seconds $(SECONDS) --plot docs/soak.png
 	@SCANWARD_KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/e2e/test_kill.py
+	@$(BIN)/python benchmarks/crowd.py
 
 results: install ## Measure what the bundled detectors catch; writes docs/results-phantom.md
 	@$(BIN)/python -m lab.results
