@@ -19,7 +19,7 @@ from types import FrameType
 import structlog
 
 from gateway import durable, service_manager, telemetry
-from gateway.assembly import Plan, Records, build_service, start_engine
+from gateway.assembly import Plan, Records, build_service, exporting, start_engine
 from gateway.audit.record import Started
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
@@ -51,7 +51,7 @@ _EXPIRY_LOOK_S = 60.0
 """How often the quarantine is looked through for what is too old."""
 _MATERIAL = 0
 """Among signals, which begin at 1: revocation files have changed."""
-_FIXED = ("receivers", "metrics", "storage", "keys", "audit", "engine", "drift", "destinations")
+_FIXED = ("receivers", "metrics", "traces", "storage", "keys", "audit", "engine", "drift", "destinations")
 """Tables that a reload cannot change: ports, files and processes that are in use."""
 
 _log = structlog.get_logger(__name__)
@@ -104,6 +104,7 @@ class App:
             closing.callback(self._close_engines)
             self._serve(plan, records, decompressor)  # (3) (4)
             self._service().review.resume()
+            closing.enter_context(exporting(plan.config.traces))
             metrics_address = closing.enter_context(_serving(records.metrics, plan.config.metrics.address))
             grpc = plan.config.receivers.grpc
             closing.enter_context(KeyWatch(self._gate))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Self, TypeVar
 
-from gateway import documents
+from gateway import documents, traces
 from gateway.audit.anchors import Anchoring
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_sink
@@ -32,6 +33,7 @@ from gateway.routing import Routing
 from gateway.service import ProtectionService, Route
 from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig
+from gateway.settings.traces import TracesConfig
 from gateway.stages.denoising import DenoisingStage
 from gateway.stages.detection import DetectionStage
 from gateway.stages.preprocess import PreprocessStage
@@ -231,6 +233,17 @@ def start_engine(plan: Plan, metrics: Metrics) -> LocalEngine | None:
     engine = LocalEngine(tuple(plan.models.values()), plan.config.engine, metrics)
     engine.start()
     return engine
+
+
+def exporting(config: TracesConfig | None) -> AbstractContextManager[None]:
+    """Send spans where the configuration says, for the block; nowhere without it. Raises `ConfigError`."""
+    if config is None:
+        return nullcontext()
+    try:
+        ca = config.ca.read_bytes() if config.ca is not None else None
+    except OSError as error:
+        raise ConfigError([f"traces.ca: {error.strerror}"]) from error
+    return traces.exporting(config.address, ca=ca, share=config.share)
 
 
 def build_service(

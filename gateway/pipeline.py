@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from gateway import traces
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import Abandoned, ConfigError, Overloaded
@@ -41,8 +42,11 @@ class Pipeline:
                 stay, and holding their scans would fill the quarantine.
         """
         for stage in self.stages:
-            case = self._step(stage, case, deadline)
-            self.metrics.found(case.findings[-1])
+            with traces.span(f"stage {stage.name}"):
+                case = self._step(stage, case, deadline)
+                found = case.findings[-1]
+                traces.note(outcome=str(found.outcome), reason=str(found.reason))
+            self.metrics.found(found)
         return case
 
     def _step(self, stage: Stage, case: Case, deadline: Deadline) -> Case:

@@ -10,8 +10,9 @@ from datetime import UTC, date, datetime
 
 import structlog
 
+from gateway import traces
 from gateway.audit.log import AuditLog
-from gateway.audit.record import Alarmed, Answered, Decided, Drifted, Failed, Refused, StudyDecided
+from gateway.audit.record import Alarmed, Answered, Decided, Drifted, Failed, Record, Refused, StudyDecided
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, Overloaded, ScanError, Settled, Unheld, UpstreamError
@@ -113,6 +114,7 @@ class ProtectionService:
         """The log, for the door through which it is read."""
         return self._audit
 
+    @traces.spanned("protect")
     def protect(self, scan: Scan, deadline: Deadline, *, study_held: int = 0) -> Reply:
         """Examine one scan, admit it or not, and leave a signed record.
 
@@ -127,6 +129,7 @@ class ProtectionService:
         """
         started = time.perf_counter()
         route = self._route_at(scan.route, scan.source)
+        traces.note(route=route.name, receiver=scan.receiver, source=scan.source.identity, scan_sha256=scan.sha256)
         pipeline = route.pipeline_for(scan)
         if not scan.acknowledged:  # or its door has seen to that, before it promised anything
             self._throttle.scan(scan.source, len(scan.data))
@@ -136,11 +139,12 @@ class ProtectionService:
             case = Case(scan, self._clock(), route.digests, study_held=study_held)
             case = pipeline.run(case, deadline)  # (1) examine
             verdict = route.policy.decide(case.findings, Context.of(case))  # (2) decide
-            self._audit.append(Decided.of(case, verdict)).result()  # (3) record: durable before anything leaves
+            self._record(Decided.of(case, verdict))  # (3) record: durable before anything leaves
+            traces.note(disposition=verdict.disposition.label)
             self._notice(case, verdict)
             consequence = self._carry_out(route, case, verdict, deadline)  # (4) ask the model, hold, or refuse
             receipt = self._notary.issue(case, verdict, consequence, self._guarantee(route, case))  # (5) sign
-            place = self._audit.append(Answered.of(case, receipt)).result()  # (6) record
+            place = self._record(Answered.of(case, receipt))  # (6) record
             reply = _reply(case, verdict, consequence, receipt, place)
             turn.settle(reply)
         self._metrics.answered(scan.receiver, scan.modality, verdict, time.perf_counter() - started)
@@ -168,7 +172,7 @@ class ProtectionService:
                 return held
             consequence = replace(self._carry_out(route, case, verdict, deadline), quarantine_id=identity)  # (3) ask
             receipt = self._notary.issue(case, verdict, consequence)  # (4) sign
-            place = self._audit.append(Answered.of(case, receipt)).result()  # (5) record
+            place = self._record(Answered.of(case, receipt))  # (5) record
             return self._review.settle(held, case, _reply(case, verdict, consequence, receipt, place))  # (6) answer
 
     @property
@@ -206,13 +210,13 @@ class ProtectionService:
             study.digest, study.route, study.receiver, study.source, slices, p_value, rate, verdict, route.digests
         )
         receipt = self._notary.issue_study(judged)  # (3) sign
-        place = self._audit.append(StudyDecided.of(judged, receipt)).result()  # (4) record
+        place = self._record(StudyDecided.of(judged, receipt))  # (4) record
         self._metrics.study_answered(study.receiver, verdict)
         return StudyReply(judged, receipt, place)  # (5) answer
 
     def refuse(self, error: GatewayError, *, receiver: str, source: str) -> int:
         """Record a call that could not become a scan (too large, cut off, no such route); returns its place."""
-        return self._audit.append(Refused.of(error, receiver=receiver, source=source)).result()
+        return self._record(Refused.of(error, receiver=receiver, source=source))
 
     def route(self, name: str) -> Route:
         """The route of that name; raises ScanError where there is none."""
@@ -220,6 +224,11 @@ class ProtectionService:
             return self._routes[name]
         except KeyError:
             raise ScanError("there is no such route") from None
+
+    def _record(self, record: Record) -> int:
+        """Append to the audit log; durable on return. Returns its place."""
+        with traces.span("audit append", record=record.kind):
+            return self._audit.append(record).result()
 
     def _route_at(self, name: str, source: Source) -> Route:
         return self.route(name).at(source.name, self._clock())
@@ -232,7 +241,7 @@ class ProtectionService:
         if case.image is None:
             return
         if (alarm := self._queries.saw(source.identity, case.scan.sha256, case.image, held=meant)) is not None:
-            self._audit.append(Alarmed.of(case, alarm)).result()
+            self._record(Alarmed.of(case, alarm))
             self._metrics.query_alarm(source.name)
             _log.error("query_attack", source=source.identity, scan_sha256=alarm.held_sha256, count=alarm.count)
 
@@ -242,7 +251,7 @@ class ProtectionService:
             return None
         standing = route.drift(case)
         for drift in standing.drifts:
-            self._audit.append(Drifted.of(case, drift)).result()
+            self._record(Drifted.of(case, drift))
         return standing.guarantee
 
     def _examined_anew(self, route: Route, held: Held, deadline: Deadline) -> tuple[Case, tuple[str, ...]]:
@@ -271,14 +280,15 @@ class ProtectionService:
             try:
                 return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
             except Overloaded as error:
-                self._audit.append(Failed.of(case, error)).result()
+                self._record(Failed.of(case, error))
                 raise Unheld(str(error)) from None
         if not verdict.disposition.admitted or route.upstream is None:
             return Consequence()
         try:
-            return Consequence(prediction=route.upstream.predict(case, verdict, deadline))
+            with traces.span("model", upstream=route.upstream.name):
+                return Consequence(prediction=route.upstream.predict(case, verdict, deadline))
         except UpstreamError as error:
-            self._audit.append(Failed.of(case, error)).result()
+            self._record(Failed.of(case, error))
             raise
 
 

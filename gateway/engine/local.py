@@ -22,6 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from gateway import traces
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.batcher import Batcher, Entry
@@ -51,6 +52,7 @@ class _Ticket:
     pixels: NDArray[np.float32]
     grey: GreyZone | None
     future: Future[Evidence]
+    moment: traces.Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class LocalEngine:
         if image.pixels.shape[1:] != shape or not 1 <= len(image.pixels) <= FRAMES_MAX:
             raise ValueError(f"images are {image.pixels.shape}, model {image.model} takes 1 to {FRAMES_MAX} of {shape}")
         future: Future[Evidence] = Future()
-        ticket = _Ticket(image.pixels, grey, future)
+        ticket = _Ticket(image.pixels, grey, future, traces.here())
         with self._changed:
             if self._closing:
                 raise WorkerLostError("the engine is closed")
@@ -293,7 +295,10 @@ class LocalEngine:
             del process.sent[report["batch"]]
             process.free.append(sent.region)
             self._changed.notify_all()
+        now, images = time.monotonic(), sum(entry.images for entry in sent.entries)
         for entry, answer in zip(sent.entries, answers, strict=True):
+            traces.past("queue", entry.payload.moment, entry.arrived_at, sent.sent_at)
+            traces.past("batch", entry.payload.moment, sent.sent_at, now, images=images)
             if isinstance(answer, Evidence):
                 entry.payload.future.set_result(answer)
             else:

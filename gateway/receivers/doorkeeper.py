@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from gateway import traces
 from gateway.errors import ScanError
 from gateway.receivers.calls import Admission, Calls
 from gateway.receivers.gate import Gate
@@ -38,25 +39,33 @@ class Doorkeeper(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         roles = METHODS.get(handler_call_details.method, NOBODY)
         if handler.response_streaming:
             behaviour = handler.stream_stream if handler.request_streaming else _of_one(handler.unary_stream)
-            guarded = self._guarded_stream(roles, behaviour)
+            guarded = self._guarded_stream(handler_call_details.method, roles, behaviour)
             make = grpc.stream_stream_rpc_method_handler
         else:
             behaviour = handler.stream_unary if handler.request_streaming else _of_one(handler.unary_unary)
-            guarded = self._guarded(roles, behaviour)
+            guarded = self._guarded(handler_call_details.method, roles, behaviour)
             make = grpc.stream_unary_rpc_method_handler
         made: grpc.RpcMethodHandler = make(guarded, handler.request_deserializer, handler.response_serializer)
         return made
 
-    def _guarded(self, roles: frozenset[Role] | None, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _guarded(self, method: str, roles: frozenset[Role] | None, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            with self._calls.guarded(context, Admission(self._gate, _credentials(context), roles)):
+            with (
+                traces.received(context.invocation_metadata(), method),
+                self._calls.guarded(context, Admission(self._gate, _credentials(context), roles)),
+            ):
                 return behaviour(requests, context)
 
         return call
 
-    def _guarded_stream(self, roles: frozenset[Role] | None, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _guarded_stream(
+        self, method: str, roles: frozenset[Role] | None, behaviour: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._calls.guarded(context, Admission(self._gate, _credentials(context), roles)):
+            with (
+                traces.received(context.invocation_metadata(), method),
+                self._calls.guarded(context, Admission(self._gate, _credentials(context), roles)),
+            ):
                 yield from behaviour(requests, context)
 
         return call

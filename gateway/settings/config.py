@@ -21,6 +21,7 @@ from gateway.settings.policy import PolicyConfig
 from gateway.settings.review import ReviewConfig
 from gateway.settings.routes import RouteConfig, RoutingConfig, SourceConfig
 from gateway.settings.storage import KeysConfig, StorageConfig
+from gateway.settings.traces import TracesConfig
 from gateway.settings.trust import TrustTable
 
 
@@ -29,6 +30,8 @@ class Config(Table):
 
     receivers: ReceiversConfig
     metrics: MetricsConfig
+    traces: TracesConfig | None = None
+    """Without it there are no traces."""
     storage: StorageConfig
     keys: KeysConfig
     audit: AuditConfig = AuditConfig()

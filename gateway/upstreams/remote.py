@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway import traces
 from gateway.api.kserve.v2 import inference_pb2 as pb
 from gateway.api.kserve.v2 import inference_pb2_grpc as rpc
 from gateway.case import Case
@@ -130,7 +131,7 @@ class RemoteUpstream:
                 raise
             try:
                 response: pb.ModelInferResponse = self._stub.ModelInfer(
-                    request, timeout=min(left, self._config.attempt_s_max)
+                    request, timeout=min(left, self._config.attempt_s_max), metadata=traces.outgoing()
                 )
             except grpc.RpcError as error:
                 outcome = self._failure(error.code(), whole_time=left >= self._config.attempt_s_max)

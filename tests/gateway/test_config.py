@@ -190,6 +190,8 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
     ("old", "new", "key"),
     [
         ("threads = 8", 'threads = "8"', "receivers.grpc.threads"),
+        ("[storage]", '[traces]\naddress = "collector.example:4317"\n[storage]', "traces"),
+        ("[storage]", '[traces]\naddress = "127.0.0.1:4317"\nshare = 2.0\n[storage]', "traces.share"),
         ("threads = 8", "threads = 7", "receivers.grpc.threads"),
         ("threads = 8\n", "", "receivers.grpc.threads"),
         ("unsafe_plaintext = true", "", "receivers.grpc"),
