@@ -89,6 +89,10 @@ detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "if_
 trust = "hospital"
 upstream = "none"
 
+[review]                           # who reviews may release what was held
+four_eyes = false
+decided_days_max = 30
+
 # One command sends everything here, as fast as it can.
 [limits.default]
 scans_per_s = 1000.0
