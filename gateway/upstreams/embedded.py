@@ -21,7 +21,9 @@ from gateway.verdict import Verdict
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _ERRORS_ONLY = 3
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PROVIDERS = {"cpu": (_CPU,), "cuda": (_CUDA, _CPU)}
+"""By device, the wanted one first: what CUDA has no kernel for runs on the CPU, node by node."""
 
 
 class EmbeddedUpstream:
@@ -122,11 +124,11 @@ def _session(model: bytes, name: str, device: str, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS[device]])
+        session = onnxruntime.InferenceSession(model, options, providers=list(_PROVIDERS[device]))
     except Exception as error:
         raise ConfigError([f"models.{name}.model: onnxruntime refuses it with {type(error).__name__}"]) from error
     given = session.get_providers()  # the only one that tells the truth: a missing device is no exception
-    if _PROVIDERS[device] not in given:
+    if _PROVIDERS[device][0] not in given:
         raise ConfigError([f'engine.device: "{device}" was asked for, and onnxruntime gives {", ".join(given)}'])
     return session
 
