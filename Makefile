@@ -23,7 +23,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results drift phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results study drift phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,6 +95,9 @@ soak: install ## Half an hour at 70 % load, then 200 kills; writes docs/soak.png
 
 results: install ## Measure what the bundled detectors catch; writes docs/results-phantom.md
 	@$(BIN)/python -m lab.results
+
+study: install ## Measure whole studies on drawn slices; writes docs/results-study.md
+	@$(BIN)/python -m lab.study
 
 drift: install ## Measure how soon drift is told; writes docs/results-drift.md
 	@$(BIN)/python -m lab.drift_results

@@ -75,6 +75,7 @@ indeterminate = "quarantine"
 unexaminable = "quarantine"
 signature = { failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }
 detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "if_agree", grey_p = 0.05 }
+study = { false_discovery_rate = 0.05, suspect = "quarantine" }
 """
 
 

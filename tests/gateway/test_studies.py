@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pydicom
 import pytest
+from click.testing import CliRunner, Result
 from pydicom.data import get_testdata_file
 
 from gateway import documents
@@ -21,6 +22,7 @@ from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.assembly import AUDIT_LOG, Plan, Records, build_service
 from gateway.audit.sqlite import SqliteReader
+from gateway.cli import main
 from gateway.client import Client, ClientError, Screened, StudyAnswer
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receipt import verify_receipt
@@ -338,6 +340,30 @@ def test_the_client_yields_each_file_and_then_the_study(door: Door, files: list[
     assert [each.path for each in instances if isinstance(each, Screened) and each.answer is not None] == files
     assert isinstance(study, StudyAnswer)
     assert (study.disposition, study.instances, len(study.slices)) == ("admit", 3, 3)
+
+
+def screened(door: Door, files: list[Path], route: str, *more: str) -> Result:
+    arguments = ["screen", *map(str, files), "--study", "--address", door.address, "--route", route, *more]
+    return CliRunner().invoke(main, arguments, env={"SCANWARD_TOKEN": door.site.tokens["scanner"]})
+
+
+def test_the_command_sends_a_study_and_says_what_it_is(door: Door, files: list[Path]) -> None:
+    result = screened(door, files, "open", "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["ok"], len(document["scans"])) == (0, True, 3)
+    assert (document["study"]["disposition"], document["study"]["instances"]) == ("admit", 3)
+    assert document["study"]["p_value"] is None
+    held = screened(door, files, "strict")
+    assert (held.exit_code, held.stdout.splitlines()[-1].split(";")[0]) == (
+        1,
+        "study of 3 instances: reject (signature)",
+    )
+
+
+def test_the_command_says_why_a_stream_was_no_study(door: Door, files: list[Path]) -> None:
+    files[2].write_bytes(instance(9, study="1.9"))
+    result = screened(door, files, "open")
+    assert (result.exit_code, "instance 3 belongs to another study" in result.stderr) == (2, True)
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_study_is_not_judged_without_it(
