@@ -154,7 +154,7 @@ class StudyDecided(_Facts):
             study_digest=judged.study_digest,
             route=judged.route,
             receiver=judged.receiver,
-            source=judged.source.name,
+            source=judged.source.identity,
             instances=tuple(each.reply.place for each in judged.slices),
             p_values=tuple(each.p_value for each in judged.slices),
             suspect=tuple(each.reply.place for each in judged.slices if judged.suspect(each)),

@@ -145,7 +145,7 @@ class ScanServicer(rpc.ProtectionGatewayServicer):
                 yield pb.StudyReply(instance=shown, detail=sentence(reply.findings), earlier=reply.earlier)
         except GeneratorExit:  # nobody listens any more: there is no status to give, but there was a call
             gone = CutOff("the call ended before the study did")
-            self._service().refuse(gone, receiver=RECEIVER, source=caller.source.name)
+            self._service().refuse(gone, receiver=RECEIVER, source=caller.source.identity)
             raise
         if study is None:
             raise ScanError("a study has at least one instance")

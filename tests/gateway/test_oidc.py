@@ -15,7 +15,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydicom.data import get_testdata_file
 
+from gateway.assembly import AUDIT_LOG
+from gateway.audit.sqlite import SqliteReader
+from gateway.client import Client, ClientError
 from gateway.errors import ConfigError
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Caller, Credentials
@@ -23,7 +27,9 @@ from gateway.receivers.jwks import JwksError, KeySet, parse
 from gateway.receivers.receiver import Unauthenticated
 from gateway.receivers.roles import Role
 from gateway.settings.oidc import OidcConfig
+from gateway.testing import GatewayProcess, Site
 
+CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
 ISSUER = "https://login.example/realms/imaging"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -287,3 +293,43 @@ def test_a_reload_forgets_no_keys(publisher: Publisher) -> None:
 def test_a_mistake_in_the_table_is_named(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         configured(**{"jwks_url": "https://login.example/keys", **changes})
+
+
+def test_a_running_gateway_takes_tokens_and_new_keys_by_themselves(tmp_path: Path) -> None:
+    site = Site.make(tmp_path / "site")
+    keys = site.directory / "jwks.json"
+    keys.write_text(KEYS)
+    table = f"""
+[oidc.idp]
+issuer = "{ISSUER}"
+audience = "scanward"
+algorithms = ["RS256"]
+jwks_file = "jwks.json"
+leeway_s = 30.0
+roles_claim = "realm_access.roles"
+routes = ["open"]
+enrolled = false
+[oidc.idp.roles]
+look = ["review"]
+send = ["submit"]
+"""
+    site.config.write_text(site.config.read_text() + table)
+    may, may_not = token(realm_access={"roles": ["send"]}), token()
+    rotated = token(OTHER_RSA, kid="new", realm_access={"roles": ["send"]})
+    with GatewayProcess(site.config) as gateway:
+
+        def status(shown: str) -> str:
+            with Client(gateway.addresses.grpc, token=shown) as client:
+                try:
+                    return client.protect(CT, "open").disposition
+                except ClientError as error:
+                    return error.status
+
+        assert [status(may), status(may_not), status(rotated)] == ["admit", "PERMISSION_DENIED", "UNAUTHENTICATED"]
+        keys.write_text(jwks(jwk("new", OTHER_RSA)))
+        while status(rotated) != "admit":
+            time.sleep(0.2)
+        assert status(may) == "UNAUTHENTICATED"
+    with SqliteReader(site.directory / "data" / AUDIT_LOG) as log:
+        bodies = [json.loads(body) for _, body, _ in log.entries() if isinstance(body, bytes)]
+    assert {body["source"] for body in bodies if body["kind"] == "decided"} == {"idp/dr.grey"}
