@@ -24,10 +24,12 @@ DEPLOY = ROOT / "deploy"
 BASE = DEPLOY / "kustomize" / "base"
 NOBODY = 10001
 REFERENCE = tomllib.loads((DEPLOY / "scanward.toml").read_text())
-GRPC, METRICS = (
-    int(address.rpartition(":")[2])
-    for address in (REFERENCE["receivers"]["grpc"]["address"], REFERENCE["metrics"]["address"])
+DOORS = REFERENCE["receivers"]
+GRPC, DICOM, METRICS = (
+    int(table["address"].rpartition(":")[2]) for table in (DOORS["grpc"], DOORS["dimse"], REFERENCE["metrics"])
 )
+DRAIN_S_MAX = DOORS["grpc"]["drain_s_max"] + DOORS["dimse"]["drain_s_max"] + DOORS["dimse"]["examine_s_max"]
+"""The doors close one after the other, and what was acknowledged is examined to its end."""
 HEALTH_VARIABLES = {option.envvar for option in health.params if option.envvar}
 
 
@@ -67,7 +69,7 @@ class TestImage:
         last = instructions()[max(i for i, (word, _) in enumerate(instructions()) if word == "FROM") :]
         assert [value for word, value in last if word == "USER"] == [f"{NOBODY}:{NOBODY}"]
         assert [json.loads(value) for word, value in last if word == "VOLUME"] == [[REFERENCE["storage"]["directory"]]]
-        assert [value for word, value in last if word == "EXPOSE"] == [f"{GRPC} {METRICS}"]
+        assert [value for word, value in last if word == "EXPOSE"] == [f"{GRPC} {DICOM} {METRICS}"]
         assert not any(word == "ADD" for word, _ in instructions())
 
     def test_what_it_runs_are_commands_that_exist(self) -> None:
@@ -177,6 +179,7 @@ class TestKubernetes:
         (container,) = pod()["containers"]
         assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
             "grpc": GRPC,
+            "dicom": DICOM,
             "metrics": METRICS,
         }
         labels = manifest("Deployment")["spec"]["template"]["metadata"]["labels"].items()
@@ -188,17 +191,19 @@ class TestKubernetes:
         served = [
             port["targetPort"] for each in manifests() if each["kind"] == "Service" for port in each["spec"]["ports"]
         ]
-        assert sorted(served) == ["grpc", "metrics"]
+        assert sorted(served) == ["dicom", "grpc", "metrics"]
         assert REFERENCE["storage"]["directory"] in {mount["mountPath"] for mount in container["volumeMounts"]}
         for each in (container, *pod()["initContainers"]):
             assert {mount["name"] for mount in each["volumeMounts"]} <= {volume["name"] for volume in pod()["volumes"]}
 
     def test_a_stopping_pod_may_drain(self) -> None:
-        assert pod()["terminationGracePeriodSeconds"] > REFERENCE["receivers"]["grpc"]["drain_s_max"] + 10
+        assert pod()["terminationGracePeriodSeconds"] > DRAIN_S_MAX + 10
+        assert float(TestCompose.SERVICES["gateway"]["stop_grace_period"].removesuffix("s")) > DRAIN_S_MAX + 10
 
     def test_nobody_comes_in_but_senders_and_monitoring_and_nothing_goes_out(self) -> None:
         policy = manifest("NetworkPolicy")["spec"]
         assert policy["egress"] == []
         assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
-        assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == ["grpc", "metrics"]
+        let_in = [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]]
+        assert let_in == [["grpc", "dicom"], ["metrics"]]
         assert all(rule["from"] for rule in policy["ingress"])

@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 
 from gateway.cli import main
 from gateway.client import Client
-from gateway.settings.doors import GrpcConfig
+from gateway.settings.doors import DimseConfig, GrpcConfig
 from gateway.testing import GatewayProcess, Site
 
 ROOT = Path(__file__).parents[2]
@@ -74,8 +74,8 @@ def test_what_it_starts_are_commands_that_exist() -> None:
 
 
 def test_it_waits_longer_than_the_gateway_drains() -> None:
-    default = GrpcConfig.model_fields["drain_s_max"].default
-    assert float(unit()["Service"]["TimeoutStopSec"]) > default + 10
+    fields = (GrpcConfig, "drain_s_max"), (DimseConfig, "drain_s_max"), (DimseConfig, "examine_s_max")
+    assert float(unit()["Service"]["TimeoutStopSec"]) > sum(kind.model_fields[key].default for kind, key in fields) + 10
 
 
 def test_a_broken_configuration_is_not_tried_again_and_again() -> None:
