@@ -269,7 +269,8 @@ class ProtectionService:
             except DicomError as error:
                 raise Settled(f"the scan cannot be shown to a model: {error.reason}") from None
             case = pipeline.run(blank, deadline)
-        if route.profile is not None and route.upstream is not None and not case.has("image"):
+        # Where bare tensors are taken, the upstream asks a model; any other takes the object as it came.
+        if route.tensors is not None and route.upstream is not None and not case.has("image"):
             why = next((finding.reason for finding in case.findings if finding.outcome is not Outcome.PASSED), "")
             raise Settled(f"the scan cannot be shown to a model: {why}")
         return case, unsafe

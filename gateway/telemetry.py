@@ -26,6 +26,7 @@ ALLOWED: Final = frozenset(
         "artefact_sha256", "config_sha256", "trust", "trust_sha256",
         "route", "receiver", "source", "upstream", "queue", "batch", "setting", "status", "code",
         "address", "version", "device", "worker", "pid", "path", "signal", "problems", "refusal", "next_start_s",
+        "permanent",
     }
 )  # fmt: skip
 """Keys that may be logged. None ever holds a value of a scan's header: scans are named by digest."""

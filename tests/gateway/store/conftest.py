@@ -22,7 +22,6 @@ from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy import ServicePolicy
-from gateway.profile import Profile
 from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.reply import Prediction, Reply
@@ -42,18 +41,6 @@ from signing import Reason
 
 RECEIPT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01")
 PREDICTION = Prediction("ct", "1", ("clear", "nodule"), (0.25, 0.75))
-PROFILE = """
-name = "ct"
-version = "1"
-task = "multiclass"
-classes = ["clear", "nodule"]
-[input]
-name = "image"
-layout = "NCHW"
-channels = 1
-size = [2, 2]
-range = [0.0, 1.0]
-"""
 POLICY = PolicyConfig(
     indeterminate="quarantine",
     unexaminable="quarantine",
@@ -139,8 +126,6 @@ class House:
     def open(self, settings: ReviewConfig | None = ONE) -> House:
         """Start, or start again with other settings."""
         self.metrics, self.log = Metrics(clock=self._seconds), self.root / "audit.db"
-        (self.root / "profile.toml").write_text(PROFILE)
-        self.profile = Profile.load(self.root / "profile.toml")
         self.sink, self.model = Sink(self.log), Model(self.log)
         checkpoint = self.root / "checkpoint.json"
         self.audit = AuditLog(self.sink, self.key, metrics=self.metrics, checkpoint_file=checkpoint)
@@ -158,7 +143,7 @@ class House:
         pipeline = Pipeline([FirstByte(), Suspicious()], self.metrics)
         upstreams = {"ct": self.model, "archive": None}
         routes = {
-            name: Route(name, pipeline, ServicePolicy(POLICY), upstream, digests or self.digests, profile=self.profile)
+            name: Route(name, pipeline, ServicePolicy(POLICY), upstream, digests or self.digests, tensors=pipeline)
             for name, upstream in upstreams.items()
         }
         self.service = ProtectionService(
