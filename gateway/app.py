@@ -21,17 +21,14 @@ import structlog
 from gateway import durable, service_manager, telemetry
 from gateway.assembly import Plan, Records, build_service, exporting, start_engine
 from gateway.audit.record import Started
+from gateway.doors import open_dicom_door, open_web_door
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
 from gateway.metrics import Metrics
 from gateway.pixels.decode import Decompressor
 from gateway.pixels.decompressor import DisposableDecoder
-from gateway.receivers.dimse import RECEIVER as DIMSE
-from gateway.receivers.dimse import DimseReceiver
 from gateway.receivers.gate import Gate, KeyWatch
 from gateway.receivers.grpc_server import GrpcReceiver
-from gateway.receivers.inbox import Inbox
-from gateway.receivers.nodes import Nodes
 from gateway.review import Review
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
@@ -115,8 +112,9 @@ class App:
             for destination in records.destinations.values():
                 destination.start()
                 closing.callback(destination.close, grpc.drain_s_max)
-            dimse = self._open_dicom_door(plan, records, closing)
-            addresses = {"grpc": receiver.start(), "http": None, "dimse": dimse, "metrics": metrics_address}  # (5)
+            dimse = open_dicom_door(self._plan, records, self._service, closing)
+            http = open_web_door(plan, records, self._service, self._gate, closing)
+            addresses = {"grpc": receiver.start(), "http": http, "dimse": dimse, "metrics": metrics_address}  # (5)
             receiver.ready(True)
             records.metrics.ready(True)
             closing.enter_context(Expiry(lambda: self._service().review))
@@ -127,35 +125,6 @@ class App:
             records.metrics.ready(False)
             service_manager.notify(service_manager.STOPPING)
             _log.info("stopping")  # (8) is the stack's, in reverse
-
-    def _open_dicom_door(self, plan: Plan, records: Records, closing: ExitStack) -> str | None:
-        """Listen for DICOM where that is configured; what an earlier run left in the inbox is examined first."""
-        config = plan.config.receivers.dimse
-        if config is None or records.inbox is None:
-            return None
-        inbox = Inbox(
-            records.inbox,
-            service=self._service,
-            spool=records.spool,
-            audit=records.audit,
-            metrics=records.metrics,
-            examiners=config.examiners,
-            examine_s_max=config.examine_s_max,
-            unsafe="receivers.dimse.unsafe_plaintext" if config.unsafe_plaintext else None,
-        )
-        closing.callback(inbox.close, config.examine_s_max)
-        receiver = DimseReceiver(
-            config,
-            nodes=lambda: Nodes.of(self._plan().config, config.routes),
-            inbox=inbox,
-            spool=records.spool,
-            throttle=records.throttle,
-            refuse=lambda error, source: self._service().refuse(error, receiver=DIMSE, source=source),
-        )
-        address = receiver.start()
-        closing.callback(receiver.drain, config.drain_s_max)
-        inbox.start()
-        return address
 
     def _serve(self, plan: Plan, records: Records, decompressor: Decompressor) -> None:
         """Build what the plan says and put it in the place of what served before; a failure changes nothing."""

@@ -127,7 +127,7 @@ def _source_mistakes(document: dict[str, Any]) -> Iterator[str]:
     if not isinstance(sources, list) or not sources:
         yield "sources: at least one is needed, or nobody may call"
         return
-    doors = [_table(document, "receivers", door, "tls") for door in ("grpc", "dimse")]
+    doors = [_table(document, "receivers", door, "tls") for door in ("grpc", "dimse", "stow")]
     verifies_clients = any("client_ca" in door for door in doors)
     seen: set[tuple[str, object]] = set()
     for index, source in enumerate(sources):

@@ -94,12 +94,42 @@ class DimseConfig(Table):
         return self
 
 
+class StowConfig(Table):
+    """The DICOMweb door: STOW-RS over HTTP."""
+
+    address: Address
+    tls: TlsConfig | None = None
+    unsafe_plaintext: bool = False
+    """Without TLS; only on a loopback address."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Instances examined at once."""
+    connections_max: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Open at once; the next is answered 503."""
+    instances_max: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    """In one request."""
+    idle_s_max: Annotated[float, Field(gt=0.0, le=3600.0)] = 60.0
+    """How long a sender may say nothing."""
+    examine_s_max: Annotated[float, Field(gt=0.0, le=3600.0)] = 120.0
+    """Deadline of one examination."""
+    drain_s_max: Annotated[float, Field(ge=0.0, le=3600.0)] = 30.0
+
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if (self.tls is None) != self.unsafe_plaintext:
+            raise ValueError("needs either a [receivers.stow.tls] table or unsafe_plaintext = true")
+        if self.unsafe_plaintext and not loopback(self.address):
+            raise ValueError(f"unsafe_plaintext is allowed on a loopback address only, not on {self.address}")
+        return self
+
+
 class ReceiversConfig(Table):
     """The doors."""
 
     grpc: GrpcConfig
     dimse: DimseConfig | None = None
     """Without the table there is no DICOM port."""
+    stow: StowConfig | None = None
+    """Without the table there is no HTTP port."""
 
     @property
     def work_s_max(self) -> float:
