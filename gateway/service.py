@@ -285,6 +285,8 @@ class ProtectionService:
                 raise Unheld(str(error)) from None
         if not verdict.disposition.admitted or route.upstream is None:
             return Consequence()
+        if verdict.instead_of is not None and route.upstream.needs_image and case.image is None:
+            return Consequence()  # monitor mode let it by, and there is nothing that the model could be shown
         try:
             with traces.span("model", upstream=route.upstream.name):
                 return Consequence(prediction=route.upstream.predict(case, verdict, deadline))

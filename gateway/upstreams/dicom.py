@@ -83,6 +83,11 @@ class DicomUpstream:
         return self._name
 
     @property
+    def needs_image(self) -> bool:
+        """See `upstream.Upstream.needs_image`."""
+        return False
+
+    @property
     def ready(self) -> bool:
         """Always: what is admitted waits on disk while the destination does not answer."""
         return True

@@ -65,6 +65,11 @@ class EmbeddedUpstream:
         return self._name
 
     @property
+    def needs_image(self) -> bool:
+        """See `upstream.Upstream.needs_image`."""
+        return True
+
+    @property
     def ready(self) -> bool:
         """It was asked once when it was loaded, and it is in this process."""
         return True

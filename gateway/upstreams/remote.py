@@ -79,6 +79,11 @@ class RemoteUpstream:
         return self._name
 
     @property
+    def needs_image(self) -> bool:
+        """See `upstream.Upstream.needs_image`."""
+        return True
+
+    @property
     def ready(self) -> bool:
         """Whether it answered the last time that it was asked, or was never asked."""
         return self._breaker.closed

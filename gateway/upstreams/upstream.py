@@ -23,6 +23,10 @@ class Upstream(Protocol):
         """The configured name, as in metrics."""
 
     @property
+    def needs_image(self) -> bool:
+        """Whether it is asked about the image, and so cannot be where there is none."""
+
+    @property
     def ready(self) -> bool:
         """Whether it may be expected to answer now; asks nobody."""
 

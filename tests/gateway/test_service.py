@@ -80,6 +80,7 @@ class Model:
     name: str = "ct"
     seen: list[list[str]] = field(default_factory=list)
     fails: bool = False
+    needs_image: bool = False
 
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
         self.seen.append(_kinds(self.log))
@@ -129,6 +130,7 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
     quarantine = Quarantine(tmp_path / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 20, metrics=metrics)
     stage, model, clock = FirstByte(), Model(log), [datetime(2026, 5, 4, tzinfo=UTC)]
     pipeline, policy = Pipeline([stage], metrics), ServicePolicy(SETTINGS)
+    monitored = {"ct-scanner": date(2026, 5, 5), "over": date(2026, 5, 4)}
     with_studies = ServicePolicy(
         SETTINGS.model_copy(update={"study": StudyPolicy(false_discovery_rate=0.05, suspect="quarantine")})
     )
@@ -136,14 +138,7 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
     service = ProtectionService(
         {
             "ct": Route("ct", pipeline, policy, model, digests),
-            "monitored": Route(
-                "monitored",
-                pipeline,
-                policy,
-                model,
-                digests,
-                monitored={"ct-scanner": date(2026, 5, 5), "over": date(2026, 5, 4)},
-            ),
+            "monitored": Route("monitored", pipeline, policy, model, digests, monitored=monitored),
             "modelled": Route("modelled", pipeline, with_studies, model, digests, p_value_min=0.0025),
             "wordless": Route("wordless", pipeline, policy, model, digests, p_value_min=0.0025),
             "archive": Route("archive", pipeline, policy, None, digests),
@@ -334,6 +329,13 @@ def test_monitor_mode_admits_records_what_was_meant_and_counts(house):
     assert (decided["instead_of"]["disposition"], decided["instead_of"]["reasons"]) == ("quarantine", ["no_pixel_data"])
     value = house.metrics.registry.get_sample_value
     assert value("scanward_unsafe_admissions_total", {"setting": "unsafe_monitor_until"}) == 1
+
+
+def test_monitor_mode_does_not_ask_a_model_about_a_scan_that_has_no_image(house):
+    """It would fail, and be sent again all night."""
+    house.model.needs_image = True
+    reply = house.protect(b"q scan", route="monitored")
+    assert (reply.verdict.disposition, reply.prediction, house.model.seen) == (Disposition.ADMIT, None, [])
 
 
 def test_monitor_mode_lets_no_failed_signature_by(house):
