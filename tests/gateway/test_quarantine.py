@@ -9,13 +9,16 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gateway.errors import ConfigError, Overloaded, ScanError
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.store.held import EXAMINATIONS_MAX
+from gateway.scan import Scan, Source
+from gateway.store.held import EXAMINATIONS_MAX, scan_of
 from gateway.store.quarantine import Quarantine
 from gateway.store.vault import CHUNK_BYTES, VaultError
 from gateway.verdict import Disposition, Verdict
@@ -323,3 +326,14 @@ def test_a_directory_in_use_is_refused(quarantine, directory, metrics):
 def test_a_short_key_is_refused(directory, metrics, kek, name_key):
     with pytest.raises(ConfigError, match="32 bytes"):
         Quarantine(directory, kek, name_key=name_key, bytes_max=MIB, metrics=metrics)
+
+
+def test_a_bare_tensor_comes_back_as_the_scan_that_it_was(quarantine, make_case):
+    tensor = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
+    scan = Scan.of_tensor(tensor, route="ct", receiver="kserve", source=Source("s"))
+    identity = quarantine.hold(replace(make_case(), scan=scan), HELD)
+    again = scan_of(quarantine.show(identity), _bytes(quarantine, identity))
+    assert (again.sha256, again.receiver, again.source) == (scan.sha256, "kserve", scan.source)
+    assert again.tensor is not None
+    assert np.array_equal(again.tensor, tensor)
+    assert quarantine.hold(make_case(bytes(scan.data)), HELD) != identity  # the same bytes, sent as an object
