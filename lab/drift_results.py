@@ -42,24 +42,25 @@ Streams = Mapping[str, NDArray[np.float64]]
 
 
 def _softer(frames: Tensor) -> Tensor:
-    """A smoother reconstruction kernel: a Gaussian of 0.8 pixels."""
-    ticks = torch.arange(-3.0, 4.0)
-    bell = torch.exp(-(ticks**2) / (2 * 0.8**2))
+    """A Gaussian of 2.5 pixels over (N, 1, rows, columns)."""
+    ticks = torch.arange(-9.0, 10.0)
+    bell = torch.exp(-(ticks**2) / (2 * 2.5**2))
     bell = bell / bell.sum()
-    wide = functional.conv2d(functional.pad(frames, (3, 3, 0, 0), mode="replicate"), bell[None, None, None, :])
-    return functional.conv2d(functional.pad(wide, (0, 0, 3, 3), mode="replicate"), bell[None, None, :, None])
+    wide = functional.conv2d(functional.pad(frames, (9, 9, 0, 0), mode="replicate"), bell[None, None, None, :])
+    return functional.conv2d(functional.pad(wide, (0, 0, 9, 9), mode="replicate"), bell[None, None, :, None])
 
 
-def _noisier(frames: Tensor) -> Tensor:
-    """Half the dose: white noise of 12 Hounsfield units more."""
-    return frames + 12.0 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
+def _noise(frames: Tensor, hounsfield: float) -> Tensor:
+    """White noise with this standard deviation, the same each time."""
+    return frames + hounsfield * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
 
 
 SCANNERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "unchanged": lambda frames: frames,
-    "softer kernel (Gaussian, 0.8 pixels)": _softer,
-    "sharper kernel (the same, taken off 0.6 times)": lambda frames: frames + 0.6 * (frames - _softer(frames)),
-    "less dose (noise of 12 HU more)": _noisier,
+    "contrast 3 % less": lambda frames: 0.97 * frames,
+    "a softer kernel (2.5 pixels)": _softer,
+    "noise of 12 HU more": lambda frames: _noise(frames, 12.0),
+    "noise of 25 HU more": lambda frames: _noise(frames, 25.0),
 }
 """What an update may do to stored values (N, 1, rows, columns)."""
 
