@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from gateway.audit import atna
 from gateway.audit import export as exporting
 from gateway.audit import verify as verifying
 from gateway.audit.places import open_reader
@@ -79,14 +80,22 @@ def show(*, index: int, place: str) -> None:
 
 @audit.command()
 @_log_option
-@click.option("--format", "format_", type=click.Choice(["jsonl"]), default="jsonl", show_default=True)
+@click.option("--format", "format_", type=click.Choice(["jsonl", "atna"]), default="jsonl", show_default=True,
+              help="JSON Lines, or DICOM audit messages (PS3.15 A.5), one a line.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @click.option("--from", "start", type=_Time(), help="Records written at this time or later.")
+@click.option("--source-id", default="scanward", show_default=True, help="AuditSourceID of the messages.")
 @click.option("--to", "end", type=_Time(), help="Records written before this time.")
-def export(*, place: str, format_: str, out: Path, start: datetime | None, end: datetime | None) -> None:
-    """Write records as one line of JSON each; verifies nothing."""
+def export(
+    *, place: str, format_: str, out: Path, start: datetime | None, source_id: str, end: datetime | None
+) -> None:
+    """Write records for other systems, a line each; verifies nothing."""
     with open_reader(place) as log, out.open("x", encoding="utf-8") as file:
-        count = exporting.export_jsonl(log, file, exporting.Period(start, end))
+        period = exporting.Period(start, end)
+        if format_ == "jsonl":
+            count = exporting.export_jsonl(log, file, period)
+        else:
+            count = atna.export_atna(log, file, period, source_id=source_id)
     click.echo(f"{count} records written to {out} ({format_})", err=True)
 
 

@@ -308,6 +308,14 @@ class TestAudit:
             assert len(out.read_text().splitlines()) == count
         assert run("audit", "export", "--log", log, "--out", tmp_path / "x", "--from", "noon").exit_code == 2
 
+    def test_records_are_exported_as_dicom_audit_messages(self, stopped: Site, tmp_path: Path) -> None:
+        log, out = stopped.directory / "data" / "audit.sqlite", tmp_path / "messages"
+        ended = run("audit", "export", "--log", log, "--out", out, "--format", "atna", "--source-id", "gateway-1")
+        assert ended.exit_code == 0
+        (message,) = out.read_text().splitlines()  # that it started; an admitted scan has none
+        assert message.startswith("<AuditMessage>")
+        assert 'AuditSourceID="gateway-1"' in message
+
     def test_a_record_is_shown_and_one_that_is_not_there_is_2(self, stopped: Site) -> None:
         log = stopped.directory / "data" / "audit.sqlite"
         assert json.loads(run("audit", "show", 1, "--log", log).stdout)["record"]["kind"] == "decided"
