@@ -269,8 +269,7 @@ class ProtectionService:
             except DicomError as error:
                 raise Settled(f"the scan cannot be shown to a model: {error.reason}") from None
             case = pipeline.run(blank, deadline)
-        # Where bare tensors are taken, the upstream asks a model; any other takes the object as it came.
-        if route.tensors is not None and route.upstream is not None and not case.has("image"):
+        if route.upstream is not None and route.upstream.needs_image and not case.has("image"):
             why = next((finding.reason for finding in case.findings if finding.outcome is not Outcome.PASSED), "")
             raise Settled(f"the scan cannot be shown to a model: {why}")
         return case, unsafe

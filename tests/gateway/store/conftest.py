@@ -89,6 +89,7 @@ class Model:
 
     log: Path
     name: str = "ct"
+    needs_image: bool = True
     seen: list[list[str]] = field(default_factory=list)
     fails: bool = False
 
@@ -143,7 +144,7 @@ class House:
         pipeline = Pipeline([FirstByte(), Suspicious()], self.metrics)
         upstreams = {"ct": self.model, "archive": None}
         routes = {
-            name: Route(name, pipeline, ServicePolicy(POLICY), upstream, digests or self.digests, tensors=pipeline)
+            name: Route(name, pipeline, ServicePolicy(POLICY), upstream, digests or self.digests)
             for name, upstream in upstreams.items()
         }
         self.service = ProtectionService(

@@ -63,7 +63,7 @@ _SCRIPT = """
             return case.with_finding(Finding("signature", Outcome.FAILED, Reason.UNSIGNED))
 
     class Model:
-        name, ready = "ct", True
+        name, ready, needs_image = "ct", True, False
         def predict(self, case, verdict, deadline):
             return PREDICTION
 
