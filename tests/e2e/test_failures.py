@@ -253,6 +253,14 @@ class TestClock:
 class TestMemory:
     """The detection worker gets no more memory, as when a GPU has none left."""
 
+    @pytest.fixture
+    def gateway(self, site: Site) -> Iterator[GatewayProcess]:
+        """One with a single worker: the session's own may still have that of before a reload."""
+        config = site.config.with_name("starved.toml")
+        config.write_text(site.config.read_text().replace('directory = "data"', 'directory = "starved"'))
+        with GatewayProcess(config) as process:
+            yield process
+
     def test_out_of_memory_scans_are_held_and_a_new_worker_takes_over(
         self, site: Site, gateway: GatewayProcess
     ) -> None:
