@@ -133,7 +133,7 @@ class ProtectionService:
         pipeline = route.pipeline_for(scan)
         if not scan.acknowledged:  # or its door has seen to that, before it promised anything
             self._throttle.scan(scan.source, len(scan.data))
-        with self._ledger.turn(scan, route.digests, deadline) as turn:
+        with self._ledger.turn(scan, route.digests, deadline, stands=self._stands) as turn:
             if (earlier := turn.earlier) is not None:  # (0) same bytes, same answer
                 return earlier
             case = Case(scan, self._clock(), route.digests, study_held=study_held)
@@ -230,6 +230,11 @@ class ProtectionService:
         with traces.span("audit append", record=record.kind):
             return self._audit.append(record).result()
 
+    def _stands(self, reply: Reply) -> bool:
+        """Whether an earlier answer is still true: nobody may be told that a scan is held which is not there."""
+        held_as = None if reply.verdict.disposition.admitted else reply.quarantine_id
+        return held_as is None or self._quarantine.has(held_as)
+
     def _route_at(self, name: str, source: Source) -> Route:
         return self.route(name).at(source.name, self._clock())
 
@@ -262,7 +267,7 @@ class ProtectionService:
         scan = scan_of(held, b"".join(self._quarantine.read(held.id)))
         pipeline, blank = route.pipeline_for(scan), Case(scan, self._clock(), route.digests)
         case = pipeline.run(blank, deadline)
-        unsafe = self._review.permit(signature_holds=_signature_holds(case))
+        unsafe = self._review.permit(signature_holds=_signature_holds(case, held))
         if unsafe and scan.elements is not None:
             try:
                 blank = replace(blank, view=VerifiedView.of_unsigned(scan.elements))
@@ -294,10 +299,14 @@ class ProtectionService:
             raise
 
 
-def _signature_holds(case: Case) -> bool:
-    """Whether it was verified, or there is none that could fail."""
+def _signature_holds(case: Case, held: Held) -> bool:
+    """Whether it was verified, or there is none that could fail.
+
+    What came unsigned from a source that signs all it sends was stripped, whoever sends the same bytes after.
+    """
     found = [finding for finding in case.findings if finding.stage == SIGNATURE]
-    return bool(found) and all(each.outcome is Outcome.PASSED or each.reason in UNSIGNED for each in found)
+    may_lack = frozenset() if any(each.source.enrolled for each in held.examinations) else UNSIGNED
+    return bool(found) and all(each.outcome is Outcome.PASSED or each.reason in may_lack for each in found)
 
 
 def _reply(case: Case, verdict: Verdict, consequence: Consequence, receipt: Receipt, place: int) -> Reply:

@@ -111,12 +111,16 @@ class Answered(_Facts):
 
     scan_sha256: str
     route: str
+    receiver: str
+    source: str
+    """As in the `decided` record: the same bytes from another sender are another question."""
     receipt_sha256: str
 
     @classmethod
     def of(cls, case: Case, receipt: Receipt) -> Answered:
         """The record of one answer."""
-        return cls(case.scan.sha256, case.scan.route, receipt.sha256)
+        scan = case.scan
+        return cls(scan.sha256, scan.route, scan.receiver, scan.source.identity, receipt.sha256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,15 +118,19 @@ def _let_go_of_answered(custody: Custody, audit: AuditLog) -> None:
         return
     answered = set(_answers(audit, min(parcel.facts["log_size"] for parcel in parcels)))
     for parcel in parcels:
-        if (parcel.facts["sha256"], parcel.facts["route"]) in answered:
+        facts = parcel.facts
+        if (facts["sha256"], facts["route"], facts["receiver"], Source(**facts["source"]).identity) in answered:
             custody.done(parcel.id)
     _log.info("inbox_found", count=len(custody.waiting()))
 
 
-def _answers(audit: AuditLog, first: int) -> Iterable[tuple[str, str]]:
-    """Scan digest and route of each answer recorded at that index or after it."""
+def _answers(audit: AuditLog, first: int) -> Iterable[tuple[str, str, str, str]]:
+    """Scan digest, route, door and sender of each answer recorded at that index or after it.
+
+    Another door may have refused the same bytes, or another sender's may have been kept nowhere: neither answers these.
+    """
     with audit.reader() as log:
         for _, written, _ in log.entries(first):
             body = json.loads(written) if isinstance(written, bytes) else {}
             if body.get("kind") == "answered":
-                yield body["scan_sha256"], body["route"]
+                yield body["scan_sha256"], body["route"], body["receiver"], body["source"]

@@ -54,18 +54,25 @@ class Nodes:
             raise Unauthenticated("the client certificate is not that of the calling AE title")
         if Role.SUBMIT not in found.roles or route not in (*found.routes, BY_RULE):
             raise NotPermitted("this source may not use that route")
-        return Source(found.name, found.enrolled, calling_ae=found.calling_ae, tls_subject=found.tls_subject)
+        return _source(found)
 
     def direct(self, scan: Scan) -> str:
         """The route that a scan takes: that of its association, or the one that the rules choose.
 
+        Asked for each scan: an association that was opened before a reload has no more rights than a new one.
+
         Raises:
             ScanError: no rule takes it.
-            NotPermitted: its source may not use the route that they choose.
+            NotPermitted: its source may not use that route, or is not any more what it was.
         """
-        if scan.route != BY_RULE:
-            return scan.route
-        chosen = self.routing.route_of(scan)
-        if not any(each.name == scan.source.name and chosen in each.routes for each in self.sources):
-            raise NotPermitted("this source may not use the route that the rules choose")
+        chosen = scan.route if scan.route != BY_RULE else self.routing.route_of(scan)
+        same = [each for each in self.sources if _source(each) == scan.source]
+        if not any(Role.SUBMIT in each.roles and chosen in each.routes for each in same):
+            raise NotPermitted("this source may not use that route")
         return chosen
+
+
+def _source(configured: SourceConfig) -> Source:
+    return Source(
+        configured.name, configured.enrolled, calling_ae=configured.calling_ae, tls_subject=configured.tls_subject
+    )

@@ -73,17 +73,19 @@ class Ledger:
         self._database = _open(path)
 
     @contextmanager
-    def turn(self, scan: Scan, digests: Digests, deadline: Deadline) -> Iterator[Turn]:
+    def turn(
+        self, scan: Scan, digests: Digests, deadline: Deadline, *, stands: Callable[[Reply], bool] = lambda _: True
+    ) -> Iterator[Turn]:
         """Wait until nobody else examines the same scan, then say what was answered before.
 
         Of several callers with the same scan the first examines, and the others get its answer; if it fails, the
-        next takes over.
+        next takes over. A remembered answer that no longer `stands` is none.
 
         Raises:
             Overloaded: the deadline passed while another caller examined the same scan; the ledger is not usable.
         """
         key = bytes.fromhex(question(scan, digests))
-        turn = self._take(key, deadline)
+        turn = self._take(key, deadline, stands)
         if turn.earlier is not None:
             yield turn
             return
@@ -129,7 +131,7 @@ class Ledger:
         with self._database_lock:
             self._database.close()
 
-    def _take(self, key: bytes, deadline: Deadline) -> Turn:
+    def _take(self, key: bytes, deadline: Deadline, stands: Callable[[Reply], bool]) -> Turn:
         while True:
             with self._lock:
                 other = self._turns.get(key)
@@ -142,6 +144,7 @@ class Ledger:
                 return Turn(replace(other._answer, earlier=True))
         try:
             earlier = self._recall(key)
+            earlier = earlier if earlier is not None and stands(earlier) else None
         except BaseException:
             with self._lock:
                 del self._turns[key]

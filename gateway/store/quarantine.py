@@ -101,6 +101,11 @@ class Quarantine:
                     return identity
         return self.hold(case, verdict)  # it was removed between the two looks
 
+    def has(self, identity: str) -> bool:
+        """Whether there is such a scan, whatever was decided about it."""
+        with self._lock:
+            return identity in self._states
+
     def ids(self, *states: State, before: float = float("inf")) -> tuple[str, ...]:
         """Ids, in order, of what has been in one of these states since `before` (seconds since the epoch) or longer.
 

@@ -44,7 +44,7 @@ PREDICTION = Prediction("ct", "1", ("clear", "nodule"), (0.25, 0.75))
 POLICY = PolicyConfig(
     indeterminate="quarantine",
     unexaminable="quarantine",
-    signature=SignaturePolicy(failed="quarantine", unsigned="quarantine", stripped="reject"),
+    signature=SignaturePolicy(failed="quarantine", unsigned="quarantine", stripped="quarantine"),
     detection=DetectionPolicy(false_positive_rate=0.01, suspect="quarantine", denoise="never"),
 )
 ONE = ReviewConfig(four_eyes=False, decided_days_max=30.0)
@@ -60,9 +60,10 @@ class FirstByte:
     provides: frozenset[str] = frozenset({"image"})
 
     def run(self, case: Case, deadline: Deadline) -> Case:
+        stripped = case.scan.source.enrolled
         finding = {
             b"a": Finding(self.name, Outcome.PASSED, Reason.OK),
-            b"u": Finding(self.name, Outcome.FAILED, Reason.UNSIGNED),
+            b"u": Finding(self.name, Outcome.FAILED, Reason.STRIPPED if stripped else Reason.UNSIGNED),
             b"r": Finding(self.name, Outcome.FAILED, Reason.MAC_MISMATCH),
             b"i": Finding(self.name, Outcome.INDETERMINATE, Reason.REVOCATION_UNKNOWN),
         }[bytes(case.scan.data[:1])]

@@ -11,6 +11,7 @@ from gateway.errors import UpstreamError
 from gateway.review import Person
 from gateway.scan import Source
 from gateway.settings.review import ReviewConfig
+from gateway.store.held import EXAMINATIONS_MAX
 
 ONE = ReviewConfig(four_eyes=False, decided_days_max=30.0)
 ANN = Person("ann", "an artefact of the table")
@@ -55,6 +56,17 @@ def test_it_is_given_up_only_by_an_unsafe_setting_and_taken_for_new_if_it_comes_
     assert house.records()[-1]["state"] == "held"
     assert house.value("scanward_quarantine_acts_total", act="given_up") == 1
     assert b"".join(house.quarantine.read(house.hold())) == b"a scan"
+
+
+def test_of_many_senders_none_is_told_that_it_is_held_once_it_is_gone(house):
+    """A case remembers some of its examinations, the ledger all of them."""
+    house.serve(ONE.model_copy(update={"unsafe_undecided_days_max": 90.0}))
+    senders = [Source(f"ct-{number}") for number in range(EXAMINATIONS_MAX + 2)]
+    for sender in senders:
+        house.hold(source=sender)
+    house.now += timedelta(days=91)
+    assert house.review.expire() == 1
+    assert b"".join(house.quarantine.read(house.hold(source=senders[1]))) == b"a scan"
 
 
 def test_what_was_released_and_is_not_answered_stays(house):

@@ -137,7 +137,17 @@ def test_a_signature_that_does_not_hold_needs_an_unsafe_setting_and_is_counted(h
 
 
 def test_a_scan_without_any_signature_may_be_released(house):
-    assert house.release(house.hold(b"u scan")).reply.prediction == PREDICTION
+    assert house.release(house.hold(b"u scan", source=Source("old"))).reply.prediction == PREDICTION
+
+
+def test_a_stripped_scan_is_not_whitewashed_by_another_source_that_sends_it_too(house):
+    identity = house.hold(b"u scan")
+    with pytest.raises(Settled, match="unsafe_release_failed_signatures"):
+        house.release(identity)
+    assert house.hold(b"u scan", source=Source("old")) == identity
+    with pytest.raises(Settled, match="unsafe_release_failed_signatures"):
+        house.release(identity)
+    assert house.model.seen == []
 
 
 def test_what_cannot_be_shown_to_the_model_is_not_released_to_it(house):
