@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded, ScanError, TooLarge
+from gateway.receivers.crowd import CrowdListener
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Caller, Credentials
 from gateway.receivers.multipart import Begin, Data, Multipart, boundary_of
@@ -42,6 +43,8 @@ _PATH = re.compile(r"(?:/(?P<route>[a-z0-9][a-z0-9_-]{0,63}))?/studies(?:/(?P<st
 _BACKLOG = 128
 _HEADER_S_MAX = 10.0
 """From a connection to the end of the first request's header."""
+_STRANGERS_PER_ADDRESS_MAX = 16
+"""Connections from one address on which no request has come yet; never more than a quarter of all."""
 
 _log = structlog.get_logger(__name__)
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -107,6 +110,7 @@ class StowReceiver:
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="stow")
         self._server = uvicorn.Server(_settings(config, self))
         self._thread: threading.Thread | None = None
+        self._listener: CrowdListener | None = None
 
     def start(self) -> str:
         """Listen; returns HOST:PORT with the real port. Raises `ConfigError` where the address cannot be had."""
@@ -118,9 +122,12 @@ class StowReceiver:
             raise ConfigError(
                 [f"receivers.stow: {self._config.address} cannot be listened on ({type(error).__name__})"]
             ) from None
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="stow", daemon=True)
+        most = self._config.connections_max
+        strangers = max(1, min(_STRANGERS_PER_ADDRESS_MAX, most // 4))
+        self._listener = CrowdListener(listener, open_max=2 * most, strangers_max=strangers)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="stow", daemon=True)
         self._thread.start()
-        return f"{host}:{listener.getsockname()[1]}"
+        return f"{host}:{self._listener.getsockname()[1]}"
 
     def drain(self, seconds: float) -> None:
         """Take no more requests, give those in progress that long, and close."""
@@ -134,6 +141,8 @@ class StowReceiver:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """One request (ASGI)."""
         assert scope["type"] == "http"
+        assert self._listener is not None
+        self._listener.known(scope["client"])
         source, headers = ANONYMOUS, [(b"content-type", b"text/plain")]
         try:
             request = self._admit(scope)

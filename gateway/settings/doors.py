@@ -134,7 +134,8 @@ class ReceiversConfig(Table):
     @property
     def work_s_max(self) -> float:
         """The longest that any door works on what it was sent."""
-        return max(self.grpc.call_s_max, self.grpc.study_s_max, self.dimse.examine_s_max if self.dimse else 0.0)
+        others = [door.examine_s_max for door in (self.dimse, self.stow) if door is not None]
+        return max(self.grpc.call_s_max, self.grpc.study_s_max, *others)
 
 
 class MetricsConfig(Table):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
+import socket
 import xml.etree.ElementTree as Xml
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +154,21 @@ def test_a_sender_that_falls_silent_is_hung_up_on(site: Site, gateway: GatewayPr
     connection.endheaders()
     connection.send(b"--XX\r\n")
     assert connection.getresponse().status == 400
+
+
+def test_strangers_that_only_connect_take_few_places_and_keep_nobody_out(site: Site, gateway: GatewayProcess) -> None:
+    assert gateway.addresses.http is not None
+    host, _, port = gateway.addresses.http.rpartition(":")
+    waiting = [socket.create_connection((host, int(port)), timeout=5) for _ in range(100)]
+    try:
+        neighbour = http.client.HTTPConnection(host, int(port), timeout=60, source_address=("127.0.0.2", 0))
+        neighbour.request("POST", "/nothing")
+        assert neighbour.getresponse().status == 404
+        hung_up, _, _ = select.select(waiting, [], [], 0)
+        assert len(hung_up) >= 84
+    finally:
+        for connection in waiting:
+            connection.close()
 
 
 def read(body: bytes, boundary: str, size: int) -> list[object]:
