@@ -239,13 +239,16 @@ class ProtectionService:
         return self.route(name).at(source.name, self._clock())
 
     def _notice(self, case: Case, verdict: Verdict) -> None:
-        """Count what was held against its sender, and raise an alarm where it looks like an attack by questions."""
-        source, meant = case.scan.source, verdict.meant.disposition is Disposition.QUARANTINE
-        if verdict.disposition is Disposition.QUARANTINE:
+        """Count what was held against its sender, and raise an alarm where it looks like an attack by questions.
+
+        To whoever asks the questions a refusal tells as much as a hold.
+        """
+        source, kept_out = case.scan.source, not verdict.meant.disposition.admitted
+        if _is_kept(case, verdict):
             self._throttle.held(source)
         if case.image is None:
             return
-        if (alarm := self._queries.saw(source.identity, case.scan.sha256, case.image, held=meant)) is not None:
+        if (alarm := self._queries.saw(source.identity, case.scan.sha256, case.image, held=kept_out)) is not None:
             self._record(Alarmed.of(case, alarm))
             self._metrics.query_alarm(source.name)
             _log.error("query_attack", source=source.identity, scan_sha256=alarm.held_sha256, count=alarm.count)
@@ -280,8 +283,7 @@ class ProtectionService:
         return case, unsafe
 
     def _carry_out(self, route: Route, case: Case, verdict: Verdict, deadline: Deadline) -> Consequence:
-        refused_too_late = verdict.disposition is Disposition.REJECT and case.scan.acknowledged
-        if verdict.disposition is Disposition.QUARANTINE or refused_too_late:
+        if _is_kept(case, verdict):
             try:
                 return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
             except Overloaded as error:
@@ -297,6 +299,12 @@ class ProtectionService:
         except UpstreamError as error:
             self._record(Failed.of(case, error))
             raise
+
+
+def _is_kept(case: Case, verdict: Verdict) -> bool:
+    """Whether it goes into quarantine: held, or refused after its sender was told that it is stored."""
+    refused_too_late = verdict.disposition is Disposition.REJECT and case.scan.acknowledged
+    return verdict.disposition is Disposition.QUARANTINE or refused_too_late
 
 
 def _signature_holds(case: Case, held: Held) -> bool:
