@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -185,7 +186,8 @@ def test_a_stream_that_breaks_the_rules_gets_a_sentence_and_a_record(
         door.stream(*parts)
     assert refused(caught) == (STATUS.INVALID_ARGUMENT, sentence)
     assert door.recorded("refused")[-1]["detail"] == sentence
-    assert door.records.spool.bytes_used == 0
+    while door.records.spool.bytes_used:  # given back as the call ends, which the refusal may be a little ahead of
+        time.sleep(0.01)
 
 
 def test_a_wrong_size_hint_is_only_a_claim(door: Door) -> None:
