@@ -147,7 +147,8 @@ class StowReceiver:
         try:
             request = self._admit(scope)
             source = request.caller.source.identity
-            stored = await self._store(request, receive)
+            with self._throttle.call(request.caller.source):
+                stored = await self._store(request, receive)
             code, answer = status(stored), body(stored, request.accepts)
             headers = [(b"content-type", request.accepts.encode())]
         except _HttpError as refused:

@@ -144,7 +144,8 @@ def test_a_body_that_is_cut_off_is_on_record(site: Site, gateway: GatewayProcess
     assert records(site, "refused")[-1]["error"] == "CutOff"
 
 
-def test_a_sender_that_falls_silent_is_hung_up_on(site: Site, gateway: GatewayProcess) -> None:
+def silent(site: Site, gateway: GatewayProcess) -> http.client.HTTPConnection:
+    """A request whose body stops at the first delimiter."""
     assert gateway.addresses.http is not None
     connection = http.client.HTTPConnection(gateway.addresses.http, timeout=60)
     connection.putrequest("POST", "/open/studies")
@@ -153,7 +154,17 @@ def test_a_sender_that_falls_silent_is_hung_up_on(site: Site, gateway: GatewayPr
     connection.putheader("Content-Length", "1000")
     connection.endheaders()
     connection.send(b"--XX\r\n")
-    assert connection.getresponse().status == 400
+    return connection
+
+
+def test_a_sender_that_falls_silent_is_hung_up_on(site: Site, gateway: GatewayProcess) -> None:
+    assert silent(site, gateway).getresponse().status == 400
+
+
+def test_one_sender_has_no_more_requests_in_progress_than_calls(site: Site, gateway: GatewayProcess) -> None:
+    """The site gives each caller all of its eight handler threads."""
+    connections = [silent(site, gateway) for _ in range(12)]
+    assert sorted(each.getresponse().status for each in connections) == 8 * [400] + 4 * [503]
 
 
 def test_strangers_that_only_connect_take_few_places_and_keep_nobody_out(site: Site, gateway: GatewayProcess) -> None:
