@@ -2,7 +2,7 @@
 
 It sees the scan's high-pass residuals, the protected model's input gradient, and their products. Measured with this
 project's recipe only; no paper is claimed. Limits: blind to attacks that do not follow the gradient (low-frequency,
-Square), and an informed attacker puts it into his loss; so it is reported, and weighs nothing beside the twins.
+Square), and an informed attacker puts it into his loss; so it has a channel of its own, with the smaller share.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,8 @@ from detectors.precision import training
 _RESIDUAL_GAIN, _RESIDUAL_LIMIT = 64.0, 3.0
 _WIDTHS, _STRIDES = (16, 24, 32, 32), (1, 2, 2, 2)
 _CHANNELS, _HIDDEN = 7, 48
+_AIM_GAIN = 10.0
+"""Brings the means of the views, which mostly cancel, to the size of those of the layers."""
 _CROP, _EPOCHS, _BATCH, _PEAK = 96, 5, 64, 4e-3
 
 
@@ -30,7 +32,7 @@ class GradientResidual:
     """Log-odds, from a small network, that the residual is aligned with the model's gradient."""
 
     name = "gradient_residual"
-    version = "1"
+    version = "2"
     needs = frozenset({Signal.LOGITS, Signal.INPUT_GRADIENT})
 
     def __init__(self, network: "_Network") -> None:
@@ -110,7 +112,10 @@ class GradientResidual:
 
 
 class _Network(nn.Module):
-    """Four convolutions, the mean of every layer, and a small head."""
+    """Four convolutions, the mean of what goes into them and of every layer, and a small head.
+
+    The means of the products are how far residual and gradient are aligned: what sets an attack apart from noise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,11 +124,11 @@ class _Network(nn.Module):
             nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
             for a, b, stride in zip(before, _WIDTHS, _STRIDES, strict=True)
         )
-        self.score = nn.Sequential(nn.Linear(sum(_WIDTHS), _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1))
+        self.score = nn.Sequential(nn.Linear(_CHANNELS + sum(_WIDTHS), _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1))
 
     def forward(self, views: Tensor) -> Tensor:
         """(N,) log-odds of (N, 7, H, W) views."""
-        means = []
+        means = [_AIM_GAIN * views.mean((2, 3))]
         for layer in self.layers:
             views = layer(views)
             means.append(views.mean((2, 3)))

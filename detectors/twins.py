@@ -24,6 +24,9 @@ from detectors.precision import training
 from detectors.reference import Reference
 
 TEMPERATURE = 2.0
+WARM_UP = 0.3
+"""Share of the training over which the budgets grow to their full size: a twin that starts from nothing must first
+learn to answer at all."""
 Progress = Callable[[float], None]
 
 
@@ -195,7 +198,7 @@ def harden(
         for chosen in torch.split(torch.randperm(len(images), generator=order), recipe.batch):
             batch = _moved(images[chosen].to(device), lesson.noise)
             with training(device):
-                loss = lesson.loss(twin, batch)
+                loss = lesson.loss(twin, batch, strength=min(1.0, done / (WARM_UP * steps)))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
@@ -214,21 +217,21 @@ class _Lesson:
     recipe: Hardening
     noise: torch.Generator
 
-    def loss(self, twin: CopiedTwin | SmallTwin, images: Tensor) -> Tensor:
-        """A scalar: how far the twin is from the teacher on clean and on attacked images."""
+    def loss(self, twin: CopiedTwin | SmallTwin, images: Tensor, *, strength: float) -> Tensor:
+        """A scalar: how far the twin is from the teacher on clean images and under `strength` of the full budgets."""
         with torch.no_grad():
             target = torch.softmax(self.teacher(images).float() / TEMPERATURE, 1)
         twin.eval().requires_grad_(False)
-        on_twin = self._attacked(twin, images, target)
-        on_model = self._attacked(self.teacher, images, target)
+        on_twin = self._attacked(twin, images, target, strength)
+        on_model = self._attacked(self.teacher, images, target, strength)
         twin.train().requires_grad_(True)
         clean = _divergence(twin(images), target)
         return (clean + _divergence(twin(on_twin), target) + 0.5 * _divergence(twin(on_model), target)).mean()
 
-    def _attacked(self, network: Callable[[Tensor], Tensor], images: Tensor, target: Tensor) -> Tensor:
+    def _attacked(self, network: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, strength: float) -> Tensor:
         """Two steps that drive a network away from the teacher's clean answer."""
         share = torch.rand(len(images), 1, 1, 1, generator=self.noise, device=images.device)
-        eps = (self.recipe.eps_low + share * (self.recipe.eps_high - self.recipe.eps_low)) * LEVEL
+        eps = (self.recipe.eps_low + share * (self.recipe.eps_high - self.recipe.eps_low)) * LEVEL * strength
         return ascend(
             images,
             lambda x: _divergence(network(x), target),

@@ -141,6 +141,43 @@ def harmless(images: Tensor, *, seed: int) -> Tensor:
     return torch.cat(out)
 
 
+def transplanted(found: Attacked, images: Tensor, *, seed: int) -> Tensor:
+    """Clean images with the perturbation of another one, mirrored: all of an attack but its aim.
+
+    What tells these from attacked images is the alignment with the model's gradient, and nothing else: size, spectrum
+    and storage are the same.
+
+    Args:
+        found: successful attacks on `images`.
+        images: (N, C, H, W) clean scans, 0 to 1.
+        seed: of the exchange.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    clean = images[found.sources]
+    order = torch.randperm(len(clean), generator=generator)
+    changes = (found.images - clean)[order].roll(1, 0).flip(3)
+    return storable((clean[order] + changes).clamp(0, 1), clean[order], fine=not on_grid(images))
+
+
+def noisy(images: Tensor, *, seed: int) -> Tensor:
+    """Each image with noise as large as an attack: random signs or Gaussian, in grains of one or two pixels.
+
+    Args:
+        images: (N, C, H, W) clean scans, 0 to 1.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, c, rows, columns = images.shape
+    fine = torch.randn(images.shape, generator=generator)
+    coarse = torch.randn(n, c, -(-rows // 2), -(-columns // 2), generator=generator)
+    coarse = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :rows, :columns]
+    draws = torch.rand(3, n, 1, 1, 1, generator=generator)
+    noise = torch.where(draws[0] < 1 / 3, coarse, fine)
+    noise = torch.where(draws[1] < 1 / 2, noise.sign(), noise)
+    changed = images + EPS_LOW * (EPS_HIGH / EPS_LOW) ** draws[2] * LEVEL * noise
+    return storable(changed.clamp(0, 1), images, fine=not on_grid(images))
+
+
 def on_grid(images: Tensor) -> bool:
     """Whether every value is a whole grey level, as of images that were stored in 8 bits."""
     levels = images / LEVEL

@@ -21,12 +21,12 @@ from detectors.twins import CopiedTwin, Hardening, SmallTwin, harden
 from detectors.uad import FeatureDensity
 from gateway.profile import Profile
 from lab.data import DataError
-from lab.development import harmless, simulate
+from lab.development import Attacked, harmless, noisy, simulate, transplanted
 from lab.progress import Watch
 
 BATCH = 64
-GRADIENT_IMAGES_MAX = 6000
-"""Clean, changed and attacked images that D is trained on at most: bounds the memory of a fit."""
+ATTACKED_MAX, ATTACK_ROUNDS = 1500, 3
+"""Scans that attacks are simulated on for D, and how often each: bounds the time and the memory of a fit."""
 
 
 class Workbench:
@@ -76,22 +76,32 @@ class Workbench:
             activation=self.activation, span=self.span, size=self.size,
         )  # fmt: skip
 
-    def simulated(self, images: Tensor) -> Tensor:
-        """Successful attacks on the fit part."""
-        with staged(self.watch, "simulating attacks", 1) as done:
-            found = simulate(self.model, self.span.to_unit(images), device=self.device, seed=self.seed + 3)
-            done()
+    def simulated(self, images: Tensor) -> Attacked:
+        """Successful attacks on scans of the fit part, each attacked several times."""
+        unit = self.span.to_unit(images[:ATTACKED_MAX])
+        rounds = []
+        with staged(self.watch, "simulating attacks", ATTACK_ROUNDS) as done:
+            for k in range(ATTACK_ROUNDS):
+                rounds.append(simulate(self.model, unit, device=self.device, seed=self.seed + 100 + k))
+                done()
+        found = Attacked(torch.cat([r.images for r in rounds]), torch.cat([r.sources for r in rounds]))
         if len(found.images) < 2:
             raise DataError("no simulated attack changed the model's answer: there is nothing to learn detection from")
-        return found.images
+        return found
 
-    def gradient_detector(self, probe: Probe, images: Tensor, attacked: Tensor) -> GradientResidual:
-        """D, on clean scans, harmless changes and attacks."""
-        unit = self.span.to_unit(images)
-        most = GRADIENT_IMAGES_MAX // 5
-        unit, attacked = unit[:most], attacked[:most]
-        clean = torch.cat([unit, unit, *(harmless(unit, seed=self.seed + k) for k in (4, 5))])
-        pairs = [(self._grey(group), self._grey(self._gradients(probe, group))) for group in (clean, attacked)]
+    def gradient_detector(self, probe: Probe, images: Tensor, found: Attacked) -> GradientResidual:
+        """D: attacks, against the same scans clean, harmlessly changed, noisy, and with attacks on other scans."""
+        unit = self.span.to_unit(images[:ATTACKED_MAX])
+        groups = (
+            unit,
+            harmless(unit, seed=self.seed + 4),
+            noisy(unit, seed=self.seed + 5),
+            transplanted(found, unit, seed=self.seed + 13),
+        )
+        pairs = [
+            (self._grey(group), self._grey(self._gradients(probe, group)))
+            for group in (torch.cat(groups), found.images)
+        ]
         return GradientResidual.fit(
             pairs[0], pairs[1], seed=self.seed + 6, device=self.device,
             progress=lambda share: self.watch("training the gradient detector", share),
