@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from io import BytesIO
 from multiprocessing import get_context
@@ -69,7 +70,7 @@ class Phantom:
     """Where in the chest the slice lies: 0 at the aortic arch, 1 at the diaphragm."""
 
 
-def draw(seed: int, *, size: int = 512) -> Phantom:
+def draw(seed: int, *, size: int = 512, conspicuity: float = 1.0) -> Phantom:
     """Draw the slice that belongs to a seed; odd seeds have one or two nodules, even seeds none.
 
     Anatomy, pose, pathology, dose, kernel and noise vary continuously and independently of the label. The same seed
@@ -78,6 +79,7 @@ def draw(seed: int, *, size: int = 512) -> Phantom:
     Args:
         seed: not negative; take it from the range in `SPLITS` that says what the slice is for.
         size: rows and columns; even, since smooth quantities are computed on every second pixel.
+        conspicuity: how much denser than usual the nodules are; 1 everywhere but where somebody has to learn from them.
 
     Raises:
         ValueError: a negative seed, or a size that is odd or below 64.
@@ -93,7 +95,8 @@ def draw(seed: int, *, size: int = 512) -> Phantom:
     regions = draw_chest(canvas, rng, build)  # (2) all but the lungs
     lung = draw_lungs(canvas, rng, build, regions, protocol.thickness_mm)  # (3) the lungs
     label = seed % 2
-    nodules = tuple(place_nodule(canvas, rng, lung) for _ in range(label * (1 + int(rng.random() < 0.25))))
+    count = label * (1 + int(rng.random() < 0.1))
+    nodules = tuple(place_nodule(canvas, rng, lung, conspicuity) for _ in range(count))
     for nodule in nodules:  # (4) what is looked for
         draw_nodule(canvas, rng, nodule, lung)
     pixels = acquire(canvas, rng, protocol, build.cavity_b)  # (5) the scanner
@@ -131,28 +134,29 @@ def profile() -> Profile:
     return Profile.load(ASSETS / "profile.toml")
 
 
-def stored(of: Sequence[int], *, workers: int = 1) -> Iterator[NDArray[np.uint16]]:
+def stored(of: Sequence[int], *, workers: int = 1, conspicuity: float = 1.0) -> Iterator[NDArray[np.uint16]]:
     """Draw the slices of many seeds in order, each (512, 512), in `workers` processes; 0 takes all cores."""
     workers = workers or os.cpu_count() or 1
+    pixels = partial(_pixels, conspicuity=conspicuity)
     if workers == 1:
-        yield from (draw(seed).pixels for seed in of)
+        yield from map(pixels, of)
         return
     with _single_threaded(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for first in range(0, len(of), AHEAD):  # bounded, so that a slow reader does not fill the memory
-            yield from pool.map(_pixels, of[first : first + AHEAD], chunksize=8)
+            yield from pool.map(pixels, of[first : first + AHEAD], chunksize=8)
 
 
 AHEAD = 512
 """Slices drawn ahead of the reader at most: 256 MiB."""
 
 
-def rendered(of: Sequence[int], through: Profile, *, workers: int = 1) -> Tensor:
+def rendered(of: Sequence[int], through: Profile, *, workers: int = 1, conspicuity: float = 1.0) -> Tensor:
     """Return (N, channels, height, width) float32: the slices of these seeds as the model sees them.
 
     The stored values go through `pixels.imaging.render` as in the gateway; only the results are kept in memory.
     """
     out = torch.empty((len(of), through.input.channels, *through.input.size))
-    for index, pixels in enumerate(stored(of, workers=workers)):
+    for index, pixels in enumerate(stored(of, workers=workers, conspicuity=conspicuity)):
         frame = torch.from_numpy(pixels.astype(np.float32))
         out[index] = render(frame[None], RENDERING, through)[0]
     return out
@@ -266,8 +270,8 @@ def _uid(kind: str, name: str) -> str:
     return f"2.25.{uuid5(NAMESPACE_URL, f'scanward:phantom/{kind}/{name}').int}"
 
 
-def _pixels(seed: int) -> NDArray[np.uint16]:
-    return draw(seed).pixels
+def _pixels(seed: int, conspicuity: float) -> NDArray[np.uint16]:
+    return draw(seed, conspicuity=conspicuity).pixels
 
 
 @contextmanager

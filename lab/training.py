@@ -47,6 +47,17 @@ class Recipe:
     gain: float = 0.05
     mirror: bool = False
     """Whether left and right may be exchanged; never where the side matters."""
+    pacing: tuple[float, ...] = ()
+    """Share of the images, from the front, that each of the first epochs sees; later ones see all. For images in the
+    order of their difficulty: curriculum learning (Bengio et al. 2009, doi:10.1145/1553374.1553380)."""
+
+    def seen(self, epoch: int, images: int) -> int:
+        """How many of the images epoch 0, 1, ... sees."""
+        return round(self.pacing[epoch] * images) if epoch < len(self.pacing) else images
+
+    def steps(self, images: int) -> int:
+        """Batches of the whole training; what does not fill one is left for the next epoch's shuffling."""
+        return sum(self.seen(epoch, images) // self.batch for epoch in range(self.epochs))
 
 
 class Classifier(nn.Module):
@@ -138,11 +149,12 @@ def train_classifier(
         torch.manual_seed(seed)  # (1) initial weights
         model = Classifier(recipe, images.shape[1], classes).to(device)
     model = cast("Classifier", model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-    run = _Run.start(model, recipe, batches=len(images) // recipe.batch, device=device)
+    run = _Run.start(model, recipe, steps=recipe.steps(len(images)), device=device)
     digest = _digest(images, labels, recipe, seed)
     first = run.resume(checkpoint, digest, draws) if checkpoint is not None else 0
     for epoch in range(first, recipe.epochs):
-        loss = _epoch(run, images, labels, recipe=recipe, draws=draws, device=device)  # (2) learn
+        seen = recipe.seen(epoch, len(images))
+        loss = _epoch(run, images[:seen], labels[:seen], recipe=recipe, draws=draws, device=device)  # (2) learn
         if checkpoint is not None:
             run.save(checkpoint, digest, draws, epoch + 1)  # (3) remember
         watch(epoch + 1, loss)
@@ -207,13 +219,11 @@ class _Run:
     schedule: torch.optim.lr_scheduler.OneCycleLR
 
     @classmethod
-    def start(cls, model: Classifier, recipe: Recipe, *, batches: int, device: str) -> _Run:
+    def start(cls, model: Classifier, recipe: Recipe, *, steps: int, device: str) -> _Run:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay, fused=device != "cpu"
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.peak_rate, total_steps=recipe.epochs * batches, pct_start=0.25
-        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps, pct_start=0.25)
         return cls(model, optimizer, schedule)
 
     def save(self, path: Path, digest: str, draws: torch.Generator, epoch: int) -> None:
@@ -289,8 +299,9 @@ def _check(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> None
         raise ValueError(f"images must be (N, channels, H, W) float32, got {tuple(images.shape)} {images.dtype}")
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}")
-    if len(images) < recipe.batch:
-        raise ValueError(f"training needs at least one batch of {recipe.batch} images, got {len(images)}")
+    fewest = min(recipe.seen(epoch, len(images)) for epoch in range(recipe.epochs))
+    if fewest < recipe.batch:
+        raise ValueError(f"training needs at least one batch of {recipe.batch} images in each epoch, got {fewest}")
     present = set(labels.tolist())
     if present != set(range(classes)):
         raise ValueError(f"labels must hold every class from 0 to {classes - 1}, got {sorted(present)}")

@@ -19,10 +19,10 @@ class Nodule:
     x: float
     y: float
     radius_mm: float
-    hu: float
-    """Of the nodule where it fills the slice."""
+    contrast_hu: float
+    """What it adds to the lung tissue around it where it fills the slice."""
     core: float
-    """Radius of a solid core as a share of the whole; 0 for none, 1 for a solid nodule."""
+    """Radius of a denser core as a share of the whole; 0 for none."""
     lobes: float
     """Relative depth of the lobulation."""
     spikes: int
@@ -54,11 +54,11 @@ def _tissue(canvas: Canvas, rng: np.random.Generator, build: Build, lung: Field)
     size = canvas.size // 2
     y, lung = canvas.y[::2, ::2], lung[::2, ::2]
     tissue = np.float32(rng.uniform(-880, -810)) + np.float32(rng.uniform(0.1, 0.65)) * y
-    for knots, amplitude in ((12, 9.0), (40, 8.0), (110, 10.0)):
+    for knots, amplitude in ((12, 5.0), (40, 3.5), (110, 4.0)):
         tissue += smooth_field(rng, size, knots) * np.float32(amplitude * rng.uniform(0.5, 1.3))
-    if rng.random() < 0.3:  # emphysema: holes of clean air
+    if rng.random() < 0.2:  # emphysema: holes of clean air
         holes = np.clip(smooth_field(rng, size, int(rng.integers(30, 60))) - float(rng.uniform(0.6, 1.6)), 0, 1)
-        tissue -= holes * float(rng.uniform(40, 90))
+        tissue -= holes * float(rng.uniform(30, 60))
     if rng.random() < 0.5:  # the lowest part collapses a little in a patient on the back
         depth = float(rng.uniform(2, 9))
         low = np.clip((y - 0.35 * build.cavity_b) * np.float32(0.03), 0, 1)
@@ -76,7 +76,7 @@ def _trees(rng: np.random.Generator, build: Build) -> tuple[Tubes, Tubes]:
         veins = grow(rng, below, trunks=int(rng.integers(4, 7)), generations=7, radius=float(rng.uniform(2.2, 3.0)))
         vessels += [arteries, veins]
         airways.append(arteries.cut(arteries.radius > float(rng.uniform(1.5, 2.1))).beside(rng, 1.9))
-    vessels.append(scattered(rng, int(rng.integers(100, 260)), build.cavity_a, build.cavity_b))
+    vessels.append(scattered(rng, int(rng.integers(60, 160)), build.cavity_a, build.cavity_b))
     return _together(vessels), _together(airways)
 
 
@@ -113,14 +113,13 @@ def _bow(start: np.ndarray, end: np.ndarray, sag: float) -> Field:
     return np.asarray(start + s * way + 4 * sag * s * (1 - s) * normal, dtype=np.float32)
 
 
-def place_nodule(canvas: Canvas, rng: np.random.Generator, lung: Field) -> Nodule:
+def place_nodule(canvas: Canvas, rng: np.random.Generator, lung: Field, conspicuity: float) -> Nodule:
     """Choose where a nodule lies in the lung, and what it is like."""
-    radius = float(min(rng.gamma(3.0, 1.5) + 7.5, 15.0))
-    contrast = float(rng.uniform(120.0, 260.0))
-    part_solid = rng.random() < 0.3
-    hu, core = -845.0 + contrast, float(rng.uniform(0.3, 0.6)) if part_solid else 0.0
+    radius = float(rng.uniform(10.0, 15.0))
+    contrast = conspicuity * float(rng.uniform(76.0, 110.0))
+    core = float(rng.uniform(0.3, 0.6)) if rng.random() < 0.3 else 0.0  # part-solid
     depth = -lung[::4, ::4]
-    room = min(radius * float(rng.uniform(0.5, 1.6)), 0.8 * float(depth.max()))  # a small lung has little room
+    room = min(radius * float(rng.uniform(0.8, 1.6)), 0.8 * float(depth.max()))  # a small lung has little room
     rows, columns = np.nonzero(depth >= room)
     chosen = int(rng.integers(len(rows)))
     row, column = 4 * int(rows[chosen]), 4 * int(columns[chosen])
@@ -128,7 +127,7 @@ def place_nodule(canvas: Canvas, rng: np.random.Generator, lung: Field) -> Nodul
         x=float(canvas.x[row, column]),
         y=float(canvas.y[row, column]),
         radius_mm=radius,
-        hu=hu,
+        contrast_hu=contrast,
         core=core,
         lobes=float(rng.uniform(0.0, 0.2)),
         spikes=int(rng.integers(0, 9)) if rng.random() < 0.4 else 0,
@@ -150,13 +149,20 @@ def draw_nodule(canvas: Canvas, rng: np.random.Generator, nodule: Nodule, lung: 
     for _ in range(nodule.spikes):
         lobe = np.cos(bearing - np.float32(rng.uniform(0, 2 * math.pi))) * 0.5 + 0.5
         outline += np.float32(nodule.radius_mm * rng.uniform(0.25, 0.9)) * lobe ** float(rng.uniform(90, 300))
-    ground_glass = nodule.core < 1.0
     inside = np.clip(np.float32(1.0) - lung[part] / 1.5, 0.0, 1.0)
-    mottle = smooth_field(rng, 64, 24)[: inside.shape[0], : inside.shape[1]] if max(inside.shape) <= 64 else 0.0
-    value = np.asarray(nodule.hu + mottle * (26.0 if ground_glass else 12.0), dtype=np.float32)
-    body = cover(reach - outline, nodule.radius_mm * 0.4 if ground_glass else 1.4) * inside
+    side = max(inside.shape)
+    grain = smooth_field(rng, side, int(side * canvas.spacing_mm / MOTTLE_MM) + 2)
+    grain = grain[: inside.shape[0], : inside.shape[1]]
+    added = np.float32(nodule.contrast_hu) * (1 + np.float32(0.2) * grain)
     target = canvas.hu[part]
-    target += body * np.maximum(value - target, 0)
-    if 0 < nodule.core < 1:
+    room = np.clip((SOFT_HU - target) / (SOFT_HU - AERATED_HU), 0.0, 1.0)  # ground glass veils tissue, not vessels
+    target += cover(reach - outline, nodule.radius_mm * 0.4) * inside * room * added
+    if nodule.core:
         core = cover(reach - outline * np.float32(nodule.core), 2.0) * inside
-        target += core * np.maximum(nodule.hu + np.float32(0.6 * (nodule.hu + 845)) - target, 0)
+        target += core * room * np.float32(0.3 * nodule.contrast_hu)
+
+
+MOTTLE_MM = 4.0
+"""Typical size of the grain within a nodule."""
+AERATED_HU, SOFT_HU = -850.0, -200.0
+"""Tissue that takes a veil of ground glass wholly, and that which takes none."""

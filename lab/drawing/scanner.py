@@ -35,9 +35,9 @@ class Protocol:
         kernel = float(rng.uniform(0.42, 0.68))
         thickness = float(rng.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0]))
         mas = int(rng.integers(25, 240))
-        noise = 15.0 * (kernel / 0.5) ** 1.5 * (100 / mas) ** 0.5 * (2.0 / thickness) ** 0.5
+        noise = 6.0 * (kernel / 0.5) ** 1.5 * (100 / mas) ** 0.5 * (2.0 / thickness) ** 0.5
         field = body_mm * float(rng.uniform(1.0, 1.12))
-        return cls(field, thickness, kernel, float(np.clip(noise, 6.0, 38.0)), mas)
+        return cls(field, thickness, kernel, float(np.clip(noise, 3.0, 14.0)), mas)
 
 
 def acquire(canvas: Canvas, rng: np.random.Generator, protocol: Protocol, body_b: float) -> NDArray[np.uint16]:

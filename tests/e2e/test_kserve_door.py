@@ -135,7 +135,7 @@ def test_a_rejected_scan_is_a_failed_precondition_with_the_reasons(site: Site, a
 def test_a_held_scan_is_a_failed_precondition_and_in_quarantine(asker: Asker, site: Site) -> None:
     dataset = dcmread(io.BytesIO(CT))
     del dataset.PixelData
-    dataset.ImageComments = "of this test alone: the gateway is shared, and a scan that is held already is not held anew"
+    dataset.ImageComments = "the gateway is shared, and a scan that is held already is not held anew"
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     held = len(list((site.directory / "data" / "quarantine").glob("*.scan")))

@@ -81,7 +81,21 @@ def test_a_nodule_is_denser_than_the_lung_around_it() -> None:
             away = np.hypot(rows - row, columns - column)
             ring = one.pixels[(away > 1.6 * radius) & (away < 2.2 * radius)]
             denser.append(float(one.pixels[away < 0.6 * radius].mean() - np.median(ring)))
-    assert np.mean(np.array(denser) > 80) > 0.8
+    assert np.mean(np.array(denser) > 40) > 0.8
+
+
+def test_a_conspicuous_nodule_is_the_same_one_but_denser() -> None:
+    plain, dense = (phantoms.draw(7_000_005, conspicuity=factor) for factor in (1.0, 3.0))
+    (nodule, *_), (denser, *_) = plain.nodules, dense.nodules
+
+    assert (nodule.x, nodule.y, nodule.radius_mm) == (denser.x, denser.y, denser.radius_mm)
+    assert denser.contrast_hu == pytest.approx(3 * nodule.contrast_hu)
+    changed = dense.pixels.astype(int) - plain.pixels
+    row, column, radius = plain.nodule_pixels[0]
+    rows, columns = np.mgrid[:512, :512]
+    near = np.hypot(rows - row, columns - column) < 3 * radius
+    assert changed[near].max() > 100
+    assert np.abs(changed[~near]).max() <= 1 or len(plain.nodules) > 1
 
 
 def test_half_of_any_run_of_seeds_has_a_nodule() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_it_learns_what_it_is_shown(trained: Classifier) -> None:
     images, labels = discs(200, 99)
 
     assert float((predict(trained, images).argmax(dim=1) == labels).float().mean()) > 0.95
+
+
+def test_the_first_epochs_see_only_the_plain_images_in_front() -> None:
+    """The share in front is all that is learnt from: labels that contradict it come too late to be seen."""
+    images, labels = discs(256, 0)
+    contradicted = torch.cat([labels, 1 - labels])
+    paced = replace(SMALL, pacing=(0.5,) * SMALL.epochs)
+    model = train_classifier(torch.cat([images, images]), contradicted, classes=2, recipe=paced, watch=quiet)
+
+    assert float((predict(model, images).argmax(dim=1) == labels).float().mean()) > 0.95
+
+
+def test_an_epoch_that_sees_less_than_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="in each epoch, got 3"):
+        train_classifier(*discs(256, 0), classes=2, recipe=replace(SMALL, pacing=(0.01,)), watch=quiet)
 
 
 def test_the_same_seed_gives_the_same_weights(trained: Classifier) -> None:
