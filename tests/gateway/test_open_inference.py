@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_a_name_that_would_spoil_a_log_is_refused(name: str) -> None:
 def test_any_bytes_are_a_tensor_or_a_sentence(raw: bytes, shape: list[int], datatype: str) -> None:
     try:
         tensor = inputs_of(given_raw(datatype, shape, raw))["x"]
-        _ = tensor.elements() if datatype == "BYTES" else tensor.floats()
+        found = len(tensor.elements()) if datatype == "BYTES" else tensor.floats().size
     except TensorError:
-        pass
+        return
+    assert found == math.prod(shape)

@@ -85,10 +85,11 @@ def test_the_same_content_by_another_signer_is_the_same(ledger: ReplayLedger, me
         ledger.accept(replace(CLAIM, signer=B, content=B))
 
 
-def test_other_instances_and_other_profiles_are_not_compared(ledger: ReplayLedger) -> None:
+def test_other_instances_and_other_profiles_are_not_compared(ledger: ReplayLedger, metrics: Metrics) -> None:
     ledger.accept(CLAIM)
     ledger.accept(replace(CLAIM, instance=CLAIM.instance + "2", content=B))
     ledger.accept(replace(CLAIM, scope="creator", content=B))
+    assert rows(metrics) == 3
 
 
 def test_of_32_callers_with_two_contents_exactly_one_content_wins(ledger: ReplayLedger, metrics: Metrics) -> None:

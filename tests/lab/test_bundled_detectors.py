@@ -1,5 +1,6 @@
 """The bundled artefact is the one that was signed, fits the bundled model, and does what it is shown to do."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from lab import phantoms
 from lab.attacks.pgd import PGD
 from lab.phantom_detectors import FPR, PUBLIC_KEY
-from lab.results import Bench
+from lab.results import REPORT, Bench
 from signing.envelope import load_public_key, open_envelope
 
 BYTES_MAX = 6 * 2**20
@@ -46,6 +47,16 @@ def test_it_loads_for_the_bundled_model_and_profile(bench: Bench) -> None:
     assert isinstance(bench.artefact, Artefact)
     assert set(bench.artefact.denoisers) == {"dncnn", "median"}
     assert bench.artefact.manifest["fpr"] == FPR
+
+
+def test_card_and_report_speak_of_the_model_that_lies_there() -> None:
+    """Figures are measured by `python -m lab.phantom_classifier` and `make results`, on this very file."""
+    model = phantoms.ASSETS / "model.onnx"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+
+    assert digest in (phantoms.ASSETS / "model-card.md").read_text()
+    assert digest[:16] in REPORT.read_text()
+    assert model.stat().st_size < 3_000_000
 
 
 def test_it_passes_clean_slices_and_flags_attacked_ones(bench: Bench) -> None:
