@@ -23,16 +23,16 @@ from detectors.denoisers.median import Median
 from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
-from detectors.fusion import Fusion
-from detectors.gradient_residual import GradientResidual
+from detectors.methods.fusion import Fusion
+from detectors.methods.gradient_residual import GradientResidual
+from detectors.methods.shifts import PredictionShift
+from detectors.methods.twins import CopiedTwin, SmallTwin, Twin, TwinDisagreement
+from detectors.methods.uad import FeatureDensity
+from detectors.models.outputs import Activation
+from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
 from detectors.observation import Span
-from detectors.outputs import Activation
 from detectors.probe import Probe
-from detectors.reference import Reference
-from detectors.shifts import PredictionShift
-from detectors.twins import CopiedTwin, SmallTwin, Twin, TwinDisagreement
-from detectors.uad import FeatureDensity
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

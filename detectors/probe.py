@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from detectors.errors import InputError
+from detectors.methods.twins import Twin
+from detectors.models.outputs import Activation, pooled, to_logits
+from detectors.models.reference import Reference
 from detectors.neighbours import Neighbour
 from detectors.observation import Observation, Signal, Span, margin
-from detectors.outputs import Activation, pooled, to_logits
-from detectors.reference import Reference
-from detectors.twins import Twin
 
 
 class Probe:

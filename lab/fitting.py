@@ -19,10 +19,10 @@ from detectors.denoisers.median import Median
 from detectors.detector import Detector
 from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
 from detectors.errors import ConversionError
+from detectors.methods.shifts import PredictionShift
+from detectors.methods.twins import COPIED, SMALL, Hardening, TwinDisagreement
+from detectors.models.reference import Reference, conversion_difference
 from detectors.probe import Probe
-from detectors.reference import Reference, conversion_difference
-from detectors.shifts import PredictionShift
-from detectors.twins import COPIED, SMALL, Hardening, TwinDisagreement
 from gateway.profile import Profile
 from lab.data import DataError, Dataset, Split, halves
 from lab.measuring import measure

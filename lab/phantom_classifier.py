@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 from torch import Tensor
 
-from detectors.reference import Reference, conversion_difference
+from detectors.models.reference import Reference, conversion_difference
 from gateway.profile import Profile
 from lab import phantoms
 from lab.attacks.attack import Target

@@ -9,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from detectors.twins import COPIED, SMALL
+from detectors.methods.twins import COPIED, SMALL
 from gateway.profile import Profile
 from lab import phantoms
 from lab.data import Split

@@ -9,16 +9,16 @@ from torch import Tensor
 from detectors.artifact import COPIED_TWIN, SMALL_TWIN
 from detectors.denoisers.dncnn import DnCNN
 from detectors.detector import Detector
-from detectors.fusion import Fusion, features
-from detectors.gradient_residual import GradientResidual
+from detectors.methods.fusion import Fusion, features
+from detectors.methods.gradient_residual import GradientResidual
+from detectors.methods.twins import CopiedTwin, Hardening, SmallTwin, harden
+from detectors.methods.uad import FeatureDensity
+from detectors.models.outputs import Activation, to_logits
+from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
 from detectors.observation import LEVEL, Observation, Signal, Span, margin
-from detectors.outputs import Activation, to_logits
 from detectors.perturb import ascend
 from detectors.probe import Probe
-from detectors.reference import Reference
-from detectors.twins import CopiedTwin, Hardening, SmallTwin, harden
-from detectors.uad import FeatureDensity
 from gateway.profile import Profile
 from lab.data import DataError
 from lab.development import Attacked, harmless, noisy, simulate, transplanted

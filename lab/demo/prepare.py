@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from torch import Tensor
 
 from detectors.artifact import Artefact
-from detectors.reference import Reference
+from detectors.models.reference import Reference
 from gateway.pixels.imaging import render
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD

@@ -18,17 +18,17 @@ from detectors.denoisers.median import Median
 from detectors.detector import Detector, Score
 from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join, loudest
 from detectors.errors import ArtefactError, ConversionError, DetectorError, InputError, NotFittedError
-from detectors.fusion import Fusion, features
-from detectors.gradient_residual import GradientResidual
+from detectors.methods.fusion import Fusion, features
+from detectors.methods.gradient_residual import GradientResidual
+from detectors.methods.shifts import PredictionShift
+from detectors.methods.twins import CopiedTwin, SmallTwin, TwinDisagreement
+from detectors.methods.uad import FeatureDensity
+from detectors.models.outputs import Activation
+from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
 from detectors.observation import Observation, Signal, Span, margin
-from detectors.outputs import Activation
 from detectors.probe import Probe
-from detectors.reference import Reference
-from detectors.shifts import PredictionShift
 from detectors.testing import check_detector
-from detectors.twins import CopiedTwin, SmallTwin, TwinDisagreement
-from detectors.uad import FeatureDensity
 
 SPAN = Span((-1.0,), (1.0,))
 EVERYTHING = frozenset(Signal)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from detectors.errors import ConversionError, InputError
-from detectors.reference import Reference, conversion_difference
+from detectors.models.reference import Reference, conversion_difference
 
 
 class Block(nn.Module):

@@ -18,12 +18,12 @@ from detectors.artifact import Artefact
 from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.median import Median
 from detectors.ensemble import SENSITIVE, Channel, Ensemble, Member
+from detectors.methods.shifts import PredictionShift
+from detectors.models.outputs import Activation
+from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
 from detectors.observation import Span
-from detectors.outputs import Activation
 from detectors.probe import Probe
-from detectors.reference import Reference
-from detectors.shifts import PredictionShift
 from gateway.pixels.imaging import Rendering, render
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE

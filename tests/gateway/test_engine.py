@@ -23,12 +23,12 @@ from detectors.artifact import Artefact
 from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.median import Median
 from detectors.ensemble import Channel, Ensemble, Member
+from detectors.methods.shifts import PredictionShift
+from detectors.models.outputs import Activation
+from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
 from detectors.observation import Signal, Span
-from detectors.outputs import Activation
 from detectors.probe import Probe
-from detectors.reference import Reference
-from detectors.shifts import PredictionShift
 from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.engine import EngineError, ExpiredError, GreyZone, WorkerLostError

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from detectors.artifact import MANIFEST, Artefact
+from detectors.methods.twins import Hardening
 from detectors.observation import LEVEL
 from detectors.testing import check_detector
-from detectors.twins import Hardening
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from lab import data, fitting

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectors.reference import Reference
+from detectors.models.reference import Reference
 from gateway.profile import Profile
 from lab.training import Classifier, Recipe, augmented, export, predict, train_classifier
 

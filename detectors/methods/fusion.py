@@ -12,8 +12,8 @@ from torch import Tensor
 
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
+from detectors.methods.shifts import shift
 from detectors.observation import Observation, Signal, margin
-from detectors.shifts import shift
 
 STRENGTH = 0.1
 """Inverse strength of the ridge penalty (the C of logistic regression)."""

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-import detectors.spatial  # noqa: F401 - enters its operators into the table
+import detectors.models.spatial  # noqa: F401 - enters its operators into the table
 from detectors.errors import ConversionError, InputError
-from detectors.operators import HANDLERS, Node, numbers
+from detectors.models.operators import HANDLERS, Node, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from detectors.detector import Score, read_name, spelled
 from detectors.errors import NotFittedError
+from detectors.models.outputs import Activation, pooled, to_logits
+from detectors.models.reference import Reference
 from detectors.observation import LEVEL, Observation, Signal, Span, margin
-from detectors.outputs import Activation, pooled, to_logits
 from detectors.perturb import ascend
 from detectors.precision import training
-from detectors.reference import Reference
 
 TEMPERATURE = 2.0
 WARM_UP = 0.3

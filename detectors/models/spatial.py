@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.operators import Node, numbers, operator
+from detectors.models.operators import Node, numbers, operator
 
 _CONVOLUTION: dict[int, Callable[..., Tensor]] = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {

@@ -1,0 +1,1 @@
+"""The protected model as a differentiable torch module, and what its outputs mean."""
