@@ -19,7 +19,7 @@ from pydicom.data import get_testdata_file
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 from gateway.testing import GatewayProcess
 from lab.demo.material import drawn
 from lab.demo.site import Site, build

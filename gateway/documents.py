@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.reply import Prediction, Receipt, Reply
-from gateway.study import Judged
+from gateway.study.study import Judged
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from gateway import traces
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import Abandoned, ConfigError, Overloaded
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.stages.stage import Stage
+from gateway.telemetry import traces
+from gateway.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 

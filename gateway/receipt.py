@@ -18,7 +18,7 @@ from gateway import documents
 from gateway.case import Case, Digests
 from gateway.errors import GatewayError
 from gateway.reply import Consequence, Receipt
-from gateway.study import Judged
+from gateway.study.study import Judged
 from gateway.verdict import Verdict
 from signing import envelope
 from signing.errors import EnvelopeError

@@ -14,12 +14,12 @@ from gateway.audit.record import Agreed, Confirmed, Expired, Released, Shown
 from gateway.case import Case
 from gateway.documents import examination_sha256
 from gateway.errors import GatewayError, ScanError, Settled
-from gateway.metrics import Metrics
 from gateway.reply import Reply
 from gateway.settings.review import ReviewConfig
 from gateway.store.held import Act, Examination, Held, State
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
+from gateway.telemetry.metrics import Metrics
 from gateway.verdict import Disposition, Verdict
 
 REASON_CHARACTERS_MAX = 500

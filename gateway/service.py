@@ -10,18 +10,17 @@ from datetime import UTC, date, datetime
 
 import structlog
 
-from gateway import traces
 from gateway.audit.log import AuditLog
 from gateway.audit.record import Alarmed, Answered, Decided, Drifted, Failed, Record, Refused, StudyDecided
+from gateway.callers.queries import QueryWatch
+from gateway.callers.throttle import Throttle
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, Overloaded, ScanError, Settled, Unheld, UpstreamError
 from gateway.finding import Outcome
-from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy import MONITOR, SIGNATURE, UNSIGNED, Context, ServicePolicy
 from gateway.profile import Profile
-from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.reply import Consequence, Receipt, Reply
 from gateway.review import Person, Review
@@ -31,8 +30,9 @@ from gateway.store.drift import Observe
 from gateway.store.held import Held, scan_of
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
-from gateway.study import Judged, Study, StudyReply, together
-from gateway.throttle import Throttle
+from gateway.study.study import Judged, Study, StudyReply, together
+from gateway.telemetry import traces
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.upstream import Upstream
 from gateway.verdict import Disposition, Verdict
 from signing import DicomError, VerifiedView

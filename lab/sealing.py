@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from detectors.artifact import MANIFEST, Artefact, check_files
 from detectors.ensemble import Ensemble
 from detectors.errors import ArtefactError
+from gateway.app.trusted import Trusted
 from gateway.errors import ConfigError
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from gateway.settings.trust import TrustTable
-from gateway.trusted import Trusted
 from signing import Trust
 from signing.envelope import load_public_key, open_envelope, seal
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detectors.calibration import Guarantee, smallest
 from gateway.finding import Finding, Outcome
-from gateway.fusion import fuse, slice_p_value
+from gateway.study.fusion import fuse, slice_p_value
 from lab import phantoms
 from lab.attacks.pgd import PGD
 from lab.phantom_detectors import FPR, split_of

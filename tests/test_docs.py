@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 from signing import TrustPolicy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,8 +23,8 @@ import structlog
 
 from gateway.durable import sync_directory
 from gateway.errors import GatewayError
-from gateway.metrics import Metrics
 from gateway.settings.audit import AnchorConfig
+from gateway.telemetry.metrics import Metrics
 
 _TIMEOUT_S = 10.0
 _RETRY_S_MIN, _RETRY_S_MAX = 1.0, 300.0

@@ -25,7 +25,7 @@ from gateway.audit.record import Record, body
 from gateway.audit.sinks import AuditSink, LogReader, Turn, stored_node
 from gateway.audit.tree import Edge, Entry
 from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 QUEUE = "audit"
 """Name of the queue in `scanward_queue_depth`."""

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Protocol
 
 from detectors.drift import Drift
 from gateway import documents
+from gateway.callers.queries import QueryAlarm
 from gateway.case import Case
 from gateway.errors import GatewayError
-from gateway.queries import QueryAlarm
 from gateway.reply import Receipt
-from gateway.study import Judged
+from gateway.study.study import Judged
 from gateway.verdict import Verdict
 
 SCHEMA = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gateway.cli import CannotRun
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

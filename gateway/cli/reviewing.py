@@ -16,8 +16,8 @@ from rich.text import Text
 
 from gateway.cli import CannotRun
 from gateway.cli.connecting import connection, connection_options
-from gateway.client import ClientError
-from gateway.reviewer import HeldScan, Reviewer
+from gateway.client.client import ClientError
+from gateway.client.reviewer import HeldScan, Reviewer
 
 _HEADINGS = ("id", "state", "since", "reason", "p-value", "modality", "route", "source", "bytes", "decided by")
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

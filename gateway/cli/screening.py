@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gateway.cli import CannotRun
 from gateway.cli.connecting import connection, connection_options
-from gateway.client import Client, ClientError, Screened, StudyAnswer, files_in
+from gateway.client.client import Client, ClientError, Screened, StudyAnswer, files_in
 
 _COLOURS = {"admit": "green", "admit_denoised": "cyan", "quarantine": "yellow", "reject": "red", "error": "bold red"}
 _HEADINGS = (

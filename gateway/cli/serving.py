@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gateway.app import App, check
+from gateway.app.life import App, check
 from gateway.settings.config import Config
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -22,7 +22,6 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from gateway import traces
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.batcher import Batcher, Entry
@@ -30,10 +29,11 @@ from gateway.engine.engine import ExaminationError, ExpiredError, GreyZone, Work
 from gateway.engine.evidence import evidence_of
 from gateway.engine.shared import REGIONS, SharedImages
 from gateway.errors import ConfigError
-from gateway.metrics import Metrics
 from gateway.pixels.decode import FRAMES_MAX
 from gateway.protected import ProtectedModel
 from gateway.settings.models import EngineConfig
+from gateway.telemetry import traces
+from gateway.telemetry.metrics import Metrics
 
 QUEUE = "detection"
 _BACKOFF_S = (0.1, 30.0)

@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.rpc import error_details_pb2, status_pb2
 
+from gateway.callers.throttle import Throttle
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, GatewayError, Overloaded, Unheld, UpstreamError
 from gateway.receivers.gate import Gate
@@ -21,7 +22,6 @@ from gateway.receivers.receiver import CutOff, NotPermitted, Refusals
 from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
 from gateway.scan import ANONYMOUS, Source
-from gateway.throttle import Throttle
 
 _PUSHBACK_S_MAX = 10.0
 _STRANGER_S_MAX = 5.0

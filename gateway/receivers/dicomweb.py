@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gateway.callers.throttle import Throttle
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded, ScanError, TooLarge
 from gateway.receivers.crowd import CrowdListener
@@ -32,7 +33,6 @@ from gateway.scan import ANONYMOUS, Scan
 from gateway.service import ProtectionService
 from gateway.settings.doors import StowConfig
 from gateway.store.spool import Spool, SpoolWriter
-from gateway.throttle import Throttle
 from signing import DicomError
 
 RECEIVER = "stow"

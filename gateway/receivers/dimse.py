@@ -22,6 +22,7 @@ from pydicom.uid import (
 )
 from pynetdicom.presentation import AllStoragePresentationContexts
 
+from gateway.callers.throttle import Throttle
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, ConfigError, GatewayError, Overloaded, ScanError
 from gateway.receivers.association import Association
@@ -44,7 +45,6 @@ from gateway.receivers.upper_layer import (
 from gateway.scan import ANONYMOUS, Scan, Source
 from gateway.settings.doors import DicomTlsConfig, DimseConfig
 from gateway.store.spool import Spool, SpoolWriter
-from gateway.throttle import Throttle
 from signing import DicomError, Elements
 from signing.dictionary import SOP_CLASS_UID, SOP_INSTANCE_UID
 from signing.filemeta import MEDIA_STORAGE_SOP_CLASS_UID, MEDIA_STORAGE_SOP_INSTANCE_UID

@@ -7,12 +7,12 @@ from typing import Any
 
 import grpc
 
-from gateway import traces
 from gateway.errors import ScanError
 from gateway.receivers.calls import Admission, Calls
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Credentials
 from gateway.receivers.roles import METHODS, NOBODY, Role
+from gateway.telemetry import traces
 
 
 class Doorkeeper(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types

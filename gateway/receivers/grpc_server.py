@@ -17,6 +17,7 @@ from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.api.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from gateway.api.v1.quarantine_pb2_grpc import add_QuarantineServiceServicer_to_server
+from gateway.callers.throttle import Throttle
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, ScanError
 from gateway.receivers import kserve
@@ -35,8 +36,7 @@ from gateway.scan import Scan
 from gateway.service import ProtectionService
 from gateway.settings.doors import GrpcConfig
 from gateway.store.spool import Spool, SpoolWriter
-from gateway.study import Study
-from gateway.throttle import Throttle
+from gateway.study.study import Study
 
 RECEIVER = "grpc"
 """Name of this door in metrics and records."""

@@ -15,13 +15,13 @@ import structlog
 
 from gateway.audit.log import AuditLog
 from gateway.deadline import Deadline
-from gateway.metrics import Metrics
 from gateway.receivers.receiver import Inflation
 from gateway.scan import Scan, Source
 from gateway.service import ProtectionService
 from gateway.store.custody import Custody, Parcel
 from gateway.store.outbox import Outbox
 from gateway.store.spool import Spool
+from gateway.telemetry.metrics import Metrics
 
 QUEUE = "inbox"
 """Name of the queue in `scanward_queue_depth`."""

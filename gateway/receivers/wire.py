@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
 from gateway.reply import Prediction, Reply
-from gateway.study import StudyReply
+from gateway.study.study import StudyReply
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 

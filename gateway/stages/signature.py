@@ -5,9 +5,9 @@ from __future__ import annotations
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.finding import Finding, Outcome
-from gateway.metrics import Metrics
 from gateway.policy import SIGNATURE
 from gateway.store.replay import Claim, Replayed, ReplayLedger
+from gateway.telemetry.metrics import Metrics
 from signing import DicomError, Elements, Reason, SignatureError, Source, Trust, VerifiedSignature, VerifiedView, verify
 from signing.content import content_digest
 

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from gateway.case import Case, Image
 from gateway.deadline import Deadline
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.pixels.unexaminable import UnexaminableError
 from gateway.policy import SIGNATURE
 from gateway.profile import Profile
+from gateway.telemetry.metrics import Metrics
 from signing import Reason
 
 _SLACK = 1e-4

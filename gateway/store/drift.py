@@ -31,9 +31,9 @@ from detectors.errors import DetectorError
 from gateway.case import Case
 from gateway.errors import ConfigError
 from gateway.finding import Finding, Outcome
-from gateway.metrics import Metrics
 from gateway.policy import DETECTION, SIGNATURE
 from gateway.protected import ProtectedModel
+from gateway.telemetry.metrics import Metrics
 from signing import VerifiedView
 
 SUSPENDED = "suspended"

@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 
 from gateway.errors import GatewayError
-from gateway.metrics import Metrics
 from gateway.store.custody import Custody, Parcel
+from gateway.telemetry.metrics import Metrics
 
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 60.0

@@ -29,11 +29,11 @@ import structlog
 from gateway import documents, durable
 from gateway.case import Case
 from gateway.errors import ConfigError, NotHeld, Overloaded
-from gateway.metrics import Metrics
 from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.store.held import Act, Examination, Held, State, of_held, to_held
 from gateway.store.vault import KEY_BYTES, Vault, VaultError, sealed_bytes
+from gateway.telemetry.metrics import Metrics
 from gateway.verdict import Verdict
 
 _ID = re.compile(r"[0-9a-f]{32}")

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.errors import ConfigError, GatewayError, Overloaded
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 _SCHEMA_VERSION = 1
 _PRUNE_EVERY = 256

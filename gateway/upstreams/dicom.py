@@ -13,10 +13,10 @@ from gateway.audit.record import Forwarded
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, UpstreamError
-from gateway.metrics import Metrics
 from gateway.settings.destinations import DestinationConfig
 from gateway.store.custody import Custody, Parcel
 from gateway.store.outbox import Outbox
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.cstore import StoreSender
 from gateway.upstreams.stow import StowSender
 from gateway.verdict import Disposition, Verdict

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, UpstreamError
-from gateway.metrics import Metrics
 from gateway.profile import Profile
 from gateway.reply import Prediction
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.upstream import admitted, prediction
 from gateway.verdict import Verdict
 

@@ -10,17 +10,17 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway import traces
 from gateway.api.kserve.v2 import inference_pb2 as pb
 from gateway.api.kserve.v2 import inference_pb2_grpc as rpc
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, UpstreamError
-from gateway.metrics import Metrics
 from gateway.open_inference import TensorError, infer_request, outputs_of
 from gateway.profile import Profile
 from gateway.reply import Prediction
 from gateway.settings.models import KServeConfig, KServeTlsConfig
+from gateway.telemetry import traces
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.breaker import Breaker
 from gateway.upstreams.upstream import admitted, prediction
 from gateway.verdict import Verdict

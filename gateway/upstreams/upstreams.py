@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from gateway.errors import ConfigError
-from gateway.metrics import Metrics
 from gateway.protected import ProtectedModel
 from gateway.settings.config import Config
 from gateway.settings.models import KServeConfig
 from gateway.settings.routes import RouteConfig
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.upstreams.remote import RemoteUpstream
 from gateway.upstreams.upstream import Upstream

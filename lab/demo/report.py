@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.client import Answer
+from gateway.client.client import Answer
 from lab.demo.prepare import Prepared
 from lab.demo.rows import Row
 

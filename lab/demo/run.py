@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gateway.audit.sqlite import SqliteReader
 from gateway.audit.verify import verify as verify_audit
-from gateway.client import Answer, Client, ClientError
+from gateway.client.client import Answer, Client, ClientError
 from gateway.receipt import ReceiptError, verify_receipt
 from gateway.testing import Addresses, GatewayProcess
 from lab.demo.material import drawn, learned

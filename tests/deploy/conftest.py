@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 from gateway.testing import GatewayProcess
 from lab.demo.rows import ROWS
 

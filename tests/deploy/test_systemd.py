@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from pydicom.data import get_testdata_file
 
 from gateway.cli import main
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.settings.doors import DimseConfig, GrpcConfig
 from gateway.testing import GatewayProcess, Site
 

@@ -23,9 +23,9 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Answer, Client, ClientError
+from gateway.client.client import Answer, Client, ClientError
 from gateway.testing import GatewayProcess, Site
 from signing import read
 

@@ -24,7 +24,7 @@ from pydicom.datadict import DicomDictionary, keyword_for_tag
 
 from gateway.api.kserve.v2 import inference_pb2 as inference
 from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 from gateway.testing import GatewayProcess, Site
 from signing import sign
 from signing.testing import flip_pixel_bit

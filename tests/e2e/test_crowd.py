@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 
 

@@ -22,11 +22,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.export import show
 from gateway.audit.sqlite import SqliteReader
 from gateway.audit.verify import verify
-from gateway.client import Answer, Client, ClientError
+from gateway.client.client import Answer, Client, ClientError
 from gateway.errors import ConfigError
 from gateway.settings.config import Config
 from gateway.testing import GatewayFailed, GatewayProcess, Site

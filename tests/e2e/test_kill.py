@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG, QUARANTINE
+from gateway.app.assembly import AUDIT_LOG, QUARANTINE
 from gateway.audit.sqlite import SqliteReader
 from gateway.audit.verify import verify
-from gateway.client import Answer, Client, ClientError
+from gateway.client.client import Answer, Client, ClientError
 from gateway.receipt import verify_receipt
 from gateway.testing import GatewayProcess, Site
 from signing import read

@@ -20,9 +20,9 @@ from pydicom.data import get_testdata_file
 
 from gateway.api.kserve.v2 import inference_pb2 as pb
 from gateway.api.kserve.v2 import inference_pb2_grpc as rpc
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.open_inference import outputs_of
 from gateway.pixels.imaging import Rendering, render
 from gateway.profile import Profile

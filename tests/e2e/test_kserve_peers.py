@@ -20,7 +20,7 @@ from pydicom.data import get_testdata_file
 
 from gateway.api.kserve.v2 import inference_pb2 as inference
 from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 
 START_S_MAX = 120.0

@@ -23,7 +23,7 @@ from gateway.api.kserve.v2 import inference_pb2 as inference
 from gateway.api.kserve.v2 import inference_pb2_grpc as inference_rpc
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.assembly import AUDIT_LOG, INBOX
+from gateway.app.assembly import AUDIT_LOG, INBOX
 from gateway.audit.sqlite import SqliteReader
 from gateway.testing import GatewayProcess, Site
 

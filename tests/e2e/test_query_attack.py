@@ -17,10 +17,10 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Client
-from gateway.queries import ALARM_COUNT
+from gateway.callers.queries import ALARM_COUNT
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from lab.drawing.canvas import Canvas
 from lab.drawing.chest import Build, draw_chest

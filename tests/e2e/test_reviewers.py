@@ -14,12 +14,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
 from gateway.audit.verify import verify
-from gateway.client import Answer, ClientError
+from gateway.client.client import Answer, ClientError
+from gateway.client.reviewer import Reviewer
 from gateway.receipt import verify_receipt
-from gateway.reviewer import Reviewer
 from gateway.testing import GatewayProcess, Site
 from signing import sign
 from signing.testing import flip_pixel_bit

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.export import lines
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Answer, Client
+from gateway.client.client import Answer, Client
 from gateway.receipt import verify_receipt
 from gateway.testing import GatewayProcess, Site
 from signing import sign

@@ -14,7 +14,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 from gateway.testing import GatewayProcess, Site
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))

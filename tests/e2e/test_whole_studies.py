@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from gateway.client import Client, Screened, StudyAnswer
+from gateway.client.client import Client, Screened, StudyAnswer
 from gateway.receipt import verify_receipt
 from gateway.testing import GatewayProcess, Site
 from signing import envelope

@@ -23,8 +23,8 @@ from gateway.audit.log import AuditLog
 from gateway.audit.sqlite import SqliteSink
 from gateway.case import Case, Digests
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.scan import Scan, Source
+from gateway.telemetry.metrics import Metrics
 from signing import Reason
 
 # The same examples in every run, and no limit on time: a busy machine is no defect.

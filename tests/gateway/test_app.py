@@ -18,12 +18,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydicom.data import get_testdata_file
 
-from gateway import app
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.assembly import AUDIT_LOG, Plan, effective_policy
+from gateway.app import preconditions
+from gateway.app.assembly import AUDIT_LOG, Plan, effective_policy
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 from gateway.errors import ConfigError
 from gateway.settings.config import Config
 from gateway.testing import GatewayFailed, GatewayProcess, Site
@@ -189,14 +189,14 @@ def test_it_does_not_start_with_a_mistake_and_names_it(own: Site) -> None:
 
 def test_it_does_not_start_where_another_distribution_owns_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"gateway": ["scanward", "some-gateway"], "detectors": ["scanward"], "numpy": ["numpy"]}
-    monkeypatch.setattr(app, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(preconditions, "packages_distributions", lambda: owners)
     with pytest.raises(ConfigError) as caught:
-        app.refuse_foreign_owners()
+        preconditions.refuse_foreign_owners()
     assert caught.value.problems == ["the package 'gateway' belongs to some-gateway as well: uninstall it"]
 
 
 def test_no_other_distribution_here_owns_its_packages() -> None:
-    app.refuse_foreign_owners()
+    preconditions.refuse_foreign_owners()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from gateway.api.v1 import audit_pb2 as pb
 from gateway.api.v1 import audit_pb2_grpc as rpc
 from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.tree import leaf_hash, verify_consistency, verify_inclusion
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from signing.envelope import load_public_key
 

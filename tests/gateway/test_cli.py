@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from pydicom.data import get_testdata_file
 
 from gateway.cli import main
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from signing import der, read
 from signing.testing import Hospital, flip_pixel_bit

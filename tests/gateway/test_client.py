@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from gateway.client import UNARY_BYTES_MAX, Client, ClientError, files_in
+from gateway.client.client import UNARY_BYTES_MAX, Client, ClientError, files_in
 from gateway.receipt import verify_receipt
 from gateway.testing import GatewayProcess, Site, write_certificate
 from signing import read

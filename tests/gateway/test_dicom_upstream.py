@@ -16,9 +16,9 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG, OUTBOX
+from gateway.app.assembly import AUDIT_LOG, OUTBOX
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from signing.filemeta import read_file_meta
 

@@ -18,7 +18,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, MRImageStorage
 from pynetdicom import AE, Association
 
-from gateway.assembly import AUDIT_LOG, INBOX, QUARANTINE
+from gateway.app.assembly import AUDIT_LOG, INBOX, QUARANTINE
 from gateway.audit.sqlite import SqliteReader
 from gateway.receivers.dimse import SYNTAXES
 from gateway.receivers.part10 import file_meta

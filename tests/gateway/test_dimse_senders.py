@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG, INBOX
+from gateway.app.assembly import AUDIT_LOG, INBOX
 from gateway.audit.sqlite import SqliteReader
 from gateway.testing import GatewayProcess, Site, write_certificate
 

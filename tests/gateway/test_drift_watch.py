@@ -19,10 +19,10 @@ from detectors.drift import Family
 from gateway.case import Case, Digests, Image
 from gateway.errors import ConfigError
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.scan import Scan, Source
 from gateway.store import drift
 from gateway.store.drift import SUSPENDED, Calibrated, DriftWatch
+from gateway.telemetry.metrics import Metrics
 from signing import Reason, VerifiedView, read
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, UpstreamError
-from gateway.metrics import Metrics
 from gateway.profile import Profile
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.verdict import Disposition, Verdict
 

@@ -35,12 +35,12 @@ from gateway.engine.engine import EngineError, ExpiredError, GreyZone, WorkerLos
 from gateway.engine.local import LocalEngine
 from gateway.errors import Abandoned, ConfigError, Overloaded
 from gateway.finding import GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.profile import Profile
 from gateway.protected import ProtectedModel
 from gateway.settings.models import EngineConfig
 from gateway.stages.denoising import DenoisingStage
 from gateway.stages.detection import DetectionStage
+from gateway.telemetry.metrics import Metrics
 
 SIDE = 16
 PROFILE_TEXT = (
@@ -236,7 +236,7 @@ def test_the_worker_dies_with_the_gateway(model: ProtectedModel, tmp_path: Path)
     script = (
         "import sys, time\nfrom pathlib import Path\n"
         "from gateway.settings.models import EngineConfig\nfrom gateway.engine.local import LocalEngine\n"
-        "from gateway.metrics import Metrics\nfrom gateway.profile import Profile\n"
+        "from gateway.telemetry.metrics import Metrics\nfrom gateway.profile import Profile\n"
         "from gateway.protected import ProtectedModel\n"
         "here = Path(sys.argv[1])\n"
         "model = ProtectedModel('tiny', Profile.from_toml((here/'profile').read_bytes()), (here/'model').read_bytes(),"

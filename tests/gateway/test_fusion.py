@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.fusion import fuse, slice_p_value
+from gateway.study.fusion import fuse, slice_p_value
 
 SLICES, STUDIES, RATE = 500, 2000, 0.05
 DOUBT = 3.0 * math.sqrt(RATE * (1.0 - RATE) / STUDIES)

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import ConfigError
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 from gateway.errors import ConfigError
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Caller, Credentials

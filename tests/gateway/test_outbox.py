@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Overloaded, ScanError, UpstreamError
-from gateway.metrics import Metrics
 from gateway.store.custody import FACTS_BYTES_MAX, Custody, Parcel
 from gateway.store.outbox import Outbox
 from gateway.store.vault import VaultError
+from gateway.telemetry.metrics import Metrics
 
 KEK = bytes(range(32))
 PATIENT = b"PATIENT^NAME" * 100

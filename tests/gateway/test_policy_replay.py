@@ -22,12 +22,12 @@ from gateway.audit.sqlite import SqliteReader, SqliteSink
 from gateway.case import Case
 from gateway.cli import main
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.policy import DENOISING, DETECTION, SIGNATURE, Context, ServicePolicy
 from gateway.policy_replay import EXAMPLES_MAX, Judges, ReplayReport, replay
 from gateway.scan import Source
 from gateway.settings.config import Config
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, RuleConfig, SignaturePolicy
+from gateway.telemetry.metrics import Metrics
 from gateway.testing import Site
 from gateway.verdict import Disposition
 from signing import Reason

@@ -228,7 +228,7 @@ _FULL_DISK = """
     from gateway.case import Case, Digests
     from gateway.errors import Overloaded
     from gateway.finding import GatewayReason
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
     from gateway.scan import Scan, Source
     from gateway.store.quarantine import Quarantine
     from gateway.verdict import Disposition, Verdict
@@ -276,7 +276,7 @@ def test_a_held_scan_survives_kill_9(directory, open_quarantine):
 
 
 def _metrics():
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
 
     return Metrics()
 
@@ -288,7 +288,7 @@ def test_a_large_scan_does_not_sit_in_memory(tmp_path):
         from pathlib import Path
         from gateway.case import Case, Digests
         from gateway.finding import GatewayReason
-        from gateway.metrics import Metrics
+        from gateway.telemetry.metrics import Metrics
         from gateway.scan import Scan, Source
         from gateway.store.quarantine import Quarantine
         from gateway.verdict import Disposition, Verdict

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gateway.callers.queries import ALARM_COUNT, ANCHORS_MAX, SOURCES_MAX, QueryAlarm, QueryWatch, perceptual_hash
 from gateway.case import Image
-from gateway.queries import ALARM_COUNT, ANCHORS_MAX, SOURCES_MAX, QueryAlarm, QueryWatch, perceptual_hash
 
 
 def anatomy(seed: int, place: float = 0.5, size: int = 128) -> NDArray[np.float32]:

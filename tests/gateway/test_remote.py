@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, UpstreamError
-from gateway.metrics import Metrics
 from gateway.profile import Profile
 from gateway.settings.models import KServeConfig
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.upstreams.remote import RemoteUpstream
 from gateway.verdict import Disposition, Verdict

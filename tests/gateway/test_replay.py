@@ -13,8 +13,8 @@ from threading import Barrier
 import pytest
 
 from gateway.errors import ConfigError, Overloaded
-from gateway.metrics import Metrics
 from gateway.store.replay import Claim, Replayed, ReplayLedger
+from gateway.telemetry.metrics import Metrics
 
 KEY = bytes(range(32))
 A, B = "aa" * 32, "bb" * 32
@@ -121,7 +121,7 @@ def test_two_processes_on_one_file_agree(ledger: ReplayLedger, open_ledger: Call
 
 def test_a_row_survives_a_kill_before_anything_was_answered(path: Path, open_ledger: Callable[..., ReplayLedger]):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom gateway.metrics import Metrics\n"
+        "import sys, time\nfrom pathlib import Path\nfrom gateway.telemetry.metrics import Metrics\n"
         "from gateway.store.replay import Claim, ReplayLedger\n"
         f"ledger = ReplayLedger(Path(sys.argv[1]), {KEY!r}, age_s_max=None, metrics=Metrics())\n"
         f"ledger.accept({CLAIM!r})\nprint('accepted', flush=True)\ntime.sleep(600)\n"

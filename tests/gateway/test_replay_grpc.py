@@ -20,7 +20,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 import signing
-from gateway.client import Answer, Client, ClientError
+from gateway.client.client import Answer, Client, ClientError
 from gateway.testing import GatewayProcess, Site
 from signing.testing import flip_pixel_bit, strip_signatures
 

@@ -18,14 +18,14 @@ from gateway.audit.export import lines
 from gateway.audit.log import AuditLog
 from gateway.audit.sqlite import SqliteReader, SqliteSink
 from gateway.audit.verify import verify
+from gateway.callers.queries import QueryWatch
+from gateway.callers.throttle import Throttle
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, ScanError, Unheld, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy import DETECTION, ServicePolicy
-from gateway.queries import QueryWatch
 from gateway.receipt import Notary, verify_receipt
 from gateway.reply import Prediction, Receipt, Reply
 from gateway.review import Review
@@ -36,8 +36,8 @@ from gateway.settings.coherence import DEFAULT
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy, StudyPolicy
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
+from gateway.telemetry.metrics import Metrics
 from gateway.testing import WIDE_LIMITS
-from gateway.throttle import Throttle
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 

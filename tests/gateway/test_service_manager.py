@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import service_manager
+from gateway.app import service_manager
 from gateway.testing import GatewayProcess, Site
 
 

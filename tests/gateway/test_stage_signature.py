@@ -12,10 +12,10 @@ from pydicom.data import get_testdata_file
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
 from gateway.finding import Outcome
-from gateway.metrics import Metrics
 from gateway.scan import Scan, Source
 from gateway.stages.signature import SignatureStage
 from gateway.store.replay import ReplayLedger
+from gateway.telemetry.metrics import Metrics
 from signing import AllowedSigner, Reason, Trust, TrustPolicy
 from signing.sign import sign
 from signing.testing import Hospital, flip_pixel_bit, strip_signatures

@@ -16,7 +16,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom.data import get_testdata_file
 
-from gateway.assembly import AUDIT_LOG
+from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
 from gateway.errors import ScanError
 from gateway.receivers.multipart import HEADER_BYTES_MAX, Begin, Data, End, Multipart, boundary_of

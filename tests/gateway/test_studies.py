@@ -20,10 +20,10 @@ from pydicom.data import get_testdata_file
 from gateway import documents
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.assembly import AUDIT_LOG, Plan, Records, build_service
+from gateway.app.assembly import AUDIT_LOG, Plan, Records, build_service
 from gateway.audit.sqlite import SqliteReader
 from gateway.cli import main
-from gateway.client import Client, ClientError, Screened, StudyAnswer
+from gateway.client.client import Client, ClientError, Screened, StudyAnswer
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receipt import verify_receipt
 from gateway.receivers.grpc_server import GrpcReceiver

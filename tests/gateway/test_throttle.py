@@ -6,11 +6,11 @@ from contextlib import ExitStack
 
 import pytest
 
+from gateway.callers.throttle import Throttle
 from gateway.errors import Overloaded
 from gateway.scan import ANONYMOUS, Source
 from gateway.settings.coherence import DEFAULT
 from gateway.settings.limits import LimitsConfig
-from gateway.throttle import Throttle
 
 LIMITS = LimitsConfig(
     scans_per_s=2.0, scans_burst=4, bytes_per_s=100.0, bytes_burst=1000,

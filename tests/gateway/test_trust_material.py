@@ -19,7 +19,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 import signing
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))

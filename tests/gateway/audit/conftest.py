@@ -28,7 +28,7 @@ from gateway.audit.record import Started
 from gateway.audit.sinks import AuditSink
 from gateway.audit.sqlite import SqliteSink
 from gateway.audit.verify import AuditReport, verify
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 OPTIONS = ("-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "full_page_writes=off")
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

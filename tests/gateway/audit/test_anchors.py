@@ -13,8 +13,8 @@ from gateway.audit.anchors import Anchoring, FileAnchor
 from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.record import Started
 from gateway.audit.verify import read_checkpoints
-from gateway.metrics import Metrics
 from gateway.settings.audit import AnchorConfig
+from gateway.telemetry.metrics import Metrics
 
 
 def _until(condition):

@@ -31,7 +31,7 @@ _APPENDER = """
     from gateway.audit.log import AuditLog
     from gateway.audit.postgres import PostgresSink
     from gateway.audit.sqlite import SqliteSink
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
 
     @dataclass(frozen=True)
     class Note:

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from gateway.cli import main
-from gateway.client import Client
+from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site, write_token
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))

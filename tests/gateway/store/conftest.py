@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gateway.audit.export import lines
 from gateway.audit.log import AuditLog
 from gateway.audit.sqlite import SqliteReader, SqliteSink
+from gateway.callers.queries import QueryWatch
+from gateway.callers.throttle import Throttle
 from gateway.case import Case, Image
 from gateway.deadline import Deadline
 from gateway.errors import AuditError, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy import ServicePolicy
-from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.reply import Prediction, Reply
 from gateway.review import Person, Review
@@ -34,8 +34,8 @@ from gateway.settings.review import ReviewConfig
 from gateway.store.held import Held
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
+from gateway.telemetry.metrics import Metrics
 from gateway.testing import WIDE_LIMITS
-from gateway.throttle import Throttle
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
 

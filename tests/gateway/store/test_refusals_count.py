@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from gateway import queries
+from gateway.callers import queries
+from gateway.callers.throttle import Throttle
 from gateway.case import Case, Image
 from gateway.deadline import Deadline
 from gateway.errors import Overloaded
@@ -18,7 +19,6 @@ from gateway.service import Route
 from gateway.settings.coherence import DEFAULT
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.testing import WIDE_LIMITS
-from gateway.throttle import Throttle
 from gateway.verdict import Disposition
 
 REFUSING = PolicyConfig(

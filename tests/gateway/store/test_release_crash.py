@@ -26,10 +26,10 @@ _SCRIPT = """
     from gateway.deadline import Deadline
     from gateway.errors import NotHeld, Settled
     from gateway.finding import Finding, GatewayReason, Outcome
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
     from gateway.pipeline import Pipeline
     from gateway.policy import ServicePolicy
-    from gateway.queries import QueryWatch
+    from gateway.callers.queries import QueryWatch
     from gateway.receipt import Notary
     from gateway.reply import Prediction
     from gateway.review import Person, Review
@@ -43,7 +43,7 @@ _SCRIPT = """
     from gateway.store.ledger import Ledger
     from gateway.store.quarantine import Quarantine
     from gateway.testing import WIDE_LIMITS
-    from gateway.throttle import Throttle
+    from gateway.callers.throttle import Throttle
     from gateway.verdict import Disposition
     from signing import Reason
 

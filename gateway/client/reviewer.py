@@ -13,7 +13,7 @@ import grpc
 
 from gateway.api.v1 import quarantine_pb2 as pb
 from gateway.api.v1 import quarantine_pb2_grpc as rpc
-from gateway.client import Client, ClientError
+from gateway.client.client import Client, ClientError
 
 HeldScan: TypeAlias = pb.HeldScan
 

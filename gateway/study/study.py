@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from gateway.case import Digests
 from gateway.errors import ScanError
 from gateway.finding import Finding
-from gateway.fusion import fuse, slice_p_value
 from gateway.policy import DETECTION
 from gateway.reply import Receipt, Reply
 from gateway.scan import Scan, Source
+from gateway.study.fusion import fuse, slice_p_value
 from gateway.verdict import Verdict
 
 

@@ -10,21 +10,22 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Self, TypeVar
 
-from gateway import documents, traces
+from gateway import documents
+from gateway.app.keys import Keys
+from gateway.app.trusted import Trusted
 from gateway.audit.anchors import Anchoring
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_sink
+from gateway.callers.queries import QueryWatch
+from gateway.callers.throttle import Throttle
 from gateway.case import Digests
 from gateway.engine.engine import Engine
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError
-from gateway.keys import Keys
-from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy, effective
 from gateway.protected import ProtectedModel
-from gateway.queries import QueryWatch
 from gateway.receipt import Notary
 from gateway.receivers.gate import Gate
 from gateway.receivers.tls import ServerCertificate
@@ -46,8 +47,8 @@ from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
 from gateway.store.spool import Spool
-from gateway.throttle import Throttle
-from gateway.trusted import Trusted
+from gateway.telemetry import traces
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.dicom import DicomUpstream
 from gateway.upstreams.upstreams import Upstreams
 

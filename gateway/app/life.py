@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import json
 import queue
-import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
 import structlog
 
-from gateway import durable, service_manager, telemetry
-from gateway.assembly import Plan, Records, build_service, exporting, start_engine
+from gateway import durable
+from gateway.app import service_manager
+from gateway.app.assembly import Plan, Records, build_service, exporting, start_engine
+from gateway.app.doors import open_dicom_door, open_web_door
+from gateway.app.preconditions import DISTRIBUTION, allow_descriptors, refuse_foreign_owners
+from gateway.app.trusted import revocation_files
+from gateway.app.watches import Expiry, MaterialWatch
 from gateway.audit.record import Started
-from gateway.doors import open_dicom_door, open_web_door
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
-from gateway.metrics import Metrics
 from gateway.pixels.decode import Decompressor
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers.gate import Gate, KeyWatch
 from gateway.receivers.grpc_server import GrpcReceiver
-from gateway.review import Review
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
-from gateway.trusted import revocation_files
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.upstreams import Upstreams
 
-DISTRIBUTION = "scanward"
-
-_OWN_PACKAGES = ("gateway", "detectors", "signing", "lab")
-_DESCRIPTORS_OF_OUR_OWN = 1024
-"""Files, pipes and sockets beside the connections of callers."""
 _LOOK_S = 0.5
 """How often readiness is looked at while nothing else happens."""
-_MATERIAL_LOOK_S = 2.0
-"""How often revocation files are looked at."""
-_EXPIRY_LOOK_S = 60.0
-"""How often the quarantine is looked through for what is too old."""
 _MATERIAL = 0
 """Among signals, which begin at 1: revocation files have changed."""
 _FIXED = ("receivers", "metrics", "traces", "storage", "keys", "audit", "engine", "drift", "destinations")
@@ -90,7 +83,7 @@ class App:
         Raises:
             ConfigError: the configuration cannot be served.
         """
-        telemetry.configure()
+        logs.configure()
         refuse_foreign_owners()
         with self._signalled(), ExitStack() as closing:
             plan = Plan.of(Config.load(self._path))  # (1)
@@ -258,56 +251,6 @@ class App:
             engine.close()
 
 
-class MaterialWatch:
-    """Looks at revocation files from a thread of its own, so that a slow disk delays nobody, and tells of changes."""
-
-    def __init__(self, plan: Callable[[], Plan], tell: Callable[[], None]) -> None:
-        """`plan`: what serves now; `tell` is called once for each state of the files that is not the plan's."""
-        self._plan = plan
-        self._tell = tell
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="material-watch", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
-        told = None
-        while not self._stop.wait(_MATERIAL_LOOK_S):
-            plan = self._plan()
-            now = {name: revocation_files(config) for name, config in plan.config.trust.policies.items()}
-            if now != told and any(seen != plan.trusts[name].seen for name, seen in now.items()):
-                told = now  # once, so that a file that cannot be read is not read again and again
-                self._tell()
-
-
-class Expiry:
-    """Removes from the quarantine what is too old, from a thread of its own."""
-
-    def __init__(self, review: Callable[[], Review]) -> None:
-        """`review` is asked for at each look, so that a reload reaches the next one."""
-        self._review = review
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="expiry", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()  # what it removes must be on record, and the log is closed after this
-
-    def _run(self) -> None:
-        while True:
-            if count := self._review().expire():
-                _log.info("quarantine_expired", count=count)
-            if self._stop.wait(_EXPIRY_LOOK_S):
-                return
-
-
 def check(config: Config) -> None:
     """Find whatever would keep `serve` from starting, short of ports and the detection worker; writes nothing.
 
@@ -316,40 +259,6 @@ def check(config: Config) -> None:
     """
     plan = Plan.of(config)
     Upstreams.of(config, plan.models, Metrics())
-
-
-def allow_descriptors(connections: int) -> None:
-    """Let this process open a file for each connection and some for itself: without them the log could not be written.
-
-    Raises:
-        ConfigError: the system does not allow so many.
-    """
-    wanted = connections + _DESCRIPTORS_OF_OUR_OWN
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (ValueError, OSError) as error:
-            raise ConfigError(
-                [f"receivers.grpc.connections_max: {wanted} files would be open, and the system allows {hard}"]
-            ) from error
-
-
-def refuse_foreign_owners() -> None:
-    """The import names are plain words: another distribution that owns one would be run in our place.
-
-    Raises:
-        ConfigError: names the distribution.
-    """
-    owners = packages_distributions()
-    problems = [
-        f"the package {name!r} belongs to {other} as well: uninstall it"
-        for name in _OWN_PACKAGES
-        for other in owners.get(name, ())
-        if other.lower() != DISTRIBUTION
-    ]
-    if problems:
-        raise ConfigError(problems)
 
 
 def _say_age(metrics: Metrics, plan: Plan) -> None:

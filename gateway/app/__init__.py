@@ -1,0 +1,1 @@
+"""One gateway process: what it opens, in which order, and what it looks after while it serves."""

@@ -1,0 +1,1 @@
+"""Studies that are sent as a whole."""
