@@ -12,6 +12,7 @@ from torch.nn import functional
 from detectors.artifact import MANIFEST, Artefact
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.dncnn import DnCNN
+from detectors.neighbours import default_neighbours
 from lab import phantoms
 from lab.demo.material import BUNDLED
 from report import Table, Target, hand_back, milliseconds, ratio, rounds
@@ -66,7 +67,7 @@ def _pairs(artefact: Artefact, batch: Tensor) -> list[tuple[str, Work, Work]]:
 def _detection_floor(artefact: Artefact, batch: Tensor) -> Work:
     probe = artefact.ensemble.probe
     unit = probe.span.to_unit(batch)
-    neighbours = probe.span.from_unit(torch.cat([shift(unit) for shift in probe.shifts]))
+    neighbours = probe.span.from_unit(torch.cat([shift(unit) for shift in default_neighbours()]))
 
     def run() -> None:
         leaf = batch.detach().requires_grad_(True)

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from detectors import registry
 from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.dncnn import DnCNN
@@ -23,16 +24,11 @@ from detectors.denoisers.median import Median
 from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
-from detectors.methods.fusion import Fusion
-from detectors.methods.gradient_residual import GradientResidual
-from detectors.methods.shifts import PredictionShift
-from detectors.methods.twins import CopiedTwin, SmallTwin, Twin, TwinDisagreement
-from detectors.methods.uad import FeatureDensity
-from detectors.models.outputs import Activation
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, SmallTwin
+from detectors.models.outputs import Activation, Task
 from detectors.models.reference import Reference
-from detectors.neighbours import default_neighbours
 from detectors.observation import Span
-from detectors.probe import Probe
+from detectors.probe import Probe, Twin
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -40,7 +36,6 @@ FILE_BYTES_MAX = 2**30
 """A twin of a 250-million-parameter model still fits; more is not an artefact of ours."""
 MANIFEST_BYTES_MAX = 2**20
 
-COPIED_TWIN, SMALL_TWIN = "twinM", "twinS"
 JOINED = "ensemble"
 """Under this name the joined statistic is calibrated, beside the detectors under theirs."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.safetensors")
@@ -49,14 +44,6 @@ _FACTS = (
     "precision", "gradients", "conversion_max_abs_diff", "measured",
 )  # fmt: skip
 
-_KINDS: dict[str, type[Detector]] = {
-    COPIED_TWIN: TwinDisagreement,
-    SMALL_TWIN: TwinDisagreement,
-    "fusion": Fusion,
-    "gradient_residual": GradientResidual,
-    "uad": FeatureDensity,
-    **{neighbour.name: PredictionShift for neighbour in default_neighbours()},
-}
 _DENOISERS: dict[str, type[Median] | type[DnCNN]] = {"median": Median, "dncnn": DnCNN}
 
 State = dict[str, Tensor]
@@ -140,7 +127,7 @@ class Artefact:
             if isinstance(twin, nn.Module):
                 network = twin.network if isinstance(twin, CopiedTwin) else twin
                 state |= {f"network.{key}": value for key, value in network.state_dict().items()}
-            entry: dict[str, Any] = {"version": member.detector.version}
+            entry: dict[str, Any] = {"version": registry.method(member.detector.name).version}
             entry |= _write_file(directory, member.detector.name, state)
             detectors[member.detector.name] = entry | {"weight": weights.get(member.channel or "", 0.0)}
         manifest = {
@@ -252,34 +239,32 @@ def _assemble(
     """Rebuild the ensemble from its files."""
     output = read_name(shared["output"]) or None
     reference = Reference.from_onnx(model, output).to(device)
-    activation = Activation(read_name(shared["activation"]))
+    activation, task = Activation(read_name(shared["activation"])), Task(read_name(shared["task"]))
     low, high = shared["span"].tolist()
     span = Span(tuple(low), tuple(high))
     twins: dict[str, Twin] = {}
     members = []
     for name in _in_order(shared, entries):
-        if name not in _KINDS:
-            raise ArtefactError(f"no detector is called {name!r}")
-        if entries[name]["version"] != _KINDS[name].version:
-            raise ArtefactError(f"{name} was fitted by version {entries[name]['version']}, not {_KINDS[name].version}")
+        method = registry.method(name)
+        if entries[name]["version"] != method.version:
+            raise ArtefactError(f"{name} was fitted by version {entries[name]['version']}, not {method.version}")
         state, calibration = _to(states[name], device), _under(shared, f"member.{name}.")
         network = _under(state, "network.")
         if name == COPIED_TWIN:
-            twin = CopiedTwin(reference, activation, span)
+            twin = CopiedTwin(reference, activation, span, task)
             twin.network.load_state_dict(network)
             twins[name] = twin.eval()
         elif name == SMALL_TWIN:
             twins[name] = SmallTwin.from_state(network).to(device).eval().requires_grad_(False)
-        members.append(_member(_KINDS[name].from_state(_under(state, "detector.")), _to(calibration, device)))
+        members.append(_member(method.from_state(_under(state, "detector.")), _to(calibration, device)))
     channels = [
         Channel(name, float(part["weight"]), TailCalibration.from_state(_to(_under(part, "tail."), device)))
         for name in sorted({member.channel for member in members if member.channel})
         for part in (_under(shared, f"channel.{name}."),)
     ]
     rows, columns = (int(length) for length in shared["size"])
-    neighbours = tuple(each for each in default_neighbours() if each.name in read_name(shared["shifts"]).split())
     probe = Probe(
-        reference, twins, reference.tap_names, neighbours, activation=activation, span=span, size=(rows, columns)
+        reference, twins, reference.tap_names, activation=activation, span=span, size=(rows, columns), task=task
     )
     conformal = ConformalCalibration.from_state(_to(_under(shared, "conformal."), device))
     return Ensemble(probe, members, channels, conformal)
@@ -300,7 +285,7 @@ def _shared_state(ensemble: Ensemble) -> State:
         "size": torch.tensor(probe.size),
         "activation": spelled(probe.activation.value),
         "output": spelled(probe.reference.output_name),
-        "shifts": spelled(" ".join(neighbour.name for neighbour in probe.shifts)),
+        "task": spelled(probe.task.value),
         "order": spelled(" ".join(member.detector.name for member in ensemble.members)),
     }
     for member in ensemble.members:

@@ -1,12 +1,13 @@
-"""What every detector promises, and the score that it gives."""
+"""What every detector promises, how one is made, and the score that it gives."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from detectors.observation import Observation, Signal
+from detectors.material import Material
+from detectors.observation import Needs, Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Score:
 
 
 class Detector(Protocol):
-    """Reads an observation, gives a score; a torch function that keeps the graph."""
+    """Fitted: reads an observation, gives a score; a torch function that keeps the graph."""
 
     @property
     def name(self) -> str:
@@ -28,12 +29,7 @@ class Detector(Protocol):
         ...
 
     @property
-    def version(self) -> str:
-        """Changes whenever the same observation would be scored differently."""
-        ...
-
-    @property
-    def needs(self) -> frozenset[Signal]:
+    def needs(self) -> Needs:
         """What it reads; the probe computes nothing else."""
         ...
 
@@ -49,8 +45,34 @@ class Detector(Protocol):
         """Everything that fitting found, as tensors."""
         ...
 
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
+
+class Method(Protocol):
+    """How a detector comes to be; most are the class of their detector, which fits and restores itself."""
+
+    @property
+    def name(self) -> str:
+        """The name of the detector that it makes."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same observation would be scored differently."""
+        ...
+
+    @property
+    def needs(self) -> Needs:
+        """What its detectors read."""
+        ...
+
+    def fit(self, material: Material) -> Detector:
+        """Fit on one part of the clean scans.
+
+        Raises:
+            InputError: too little to fit on.
+        """
+        ...
+
+    def from_state(self, state: dict[str, Tensor]) -> Detector:
         """The fitted detector again."""
         ...
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.detector import Detector
 from detectors.errors import DetectorError, NotFittedError
-from detectors.observation import Observation, Signal
+from detectors.observation import Needs, Observation, union
 from detectors.probe import Probe, check_images
 
 ROBUST, SENSITIVE, GRADIENT = "robust", "sensitive", "gradient"
@@ -55,7 +55,7 @@ class Examination:
     logits: Tensor
     """(N, K) of the protected model."""
     predictions: Tensor
-    """(N,) int64."""
+    """Its decision of each image, in the form that `Task` gives: (N,) int64 of one class."""
     scores: Mapping[str, Tensor]
     """By detector, (N,): larger is more suspicious."""
     p_values: Mapping[str, Tensor]
@@ -96,16 +96,16 @@ class Ensemble:
             raise NotFittedError("two detectors share a name")
 
     @property
-    def needs(self) -> frozenset[Signal]:
+    def needs(self) -> Needs:
         """The union of what the members read."""
-        return frozenset().union(*(member.detector.needs for member in self.members))
+        return union(member.detector.needs for member in self.members)
 
     @property
-    def deciding_needs(self) -> frozenset[Signal]:
+    def deciding_needs(self) -> Needs:
         """What the joined statistic alone reads."""
-        return frozenset().union(*(member.detector.needs for member in self.members if member.channel))
+        return union(member.detector.needs for member in self.members if member.channel)
 
-    def examine(self, images: Tensor) -> Examination:
+    def examine(self, images: Tensor, seeds: Tensor | None = None) -> Examination:
         """Examine one batch.
 
         (1) look once, with everything that any member needs
@@ -114,20 +114,21 @@ class Ensemble:
 
         Args:
             images: (N, C, H, W) float32, as the model takes them, on the device of the models.
+            seeds: (N,) int64 of random neighbours; needed where a member draws.
 
         Raises:
             InputError: images that no detector may look at.
             DetectorError: a detector gave something that is no score.
         """
         check_images(images)
-        seen = self.probe.observe(images, self.needs)  # (1)
+        seen = self.probe.observe(images, self.needs, seeds=seeds)  # (1)
         with torch.no_grad():
             scores = {member.detector.name: self._score(member, seen) for member in self.members}  # (2)
             p_values = {
                 member.detector.name: member.conformal.p_value(scores[member.detector.name]) for member in self.members
             }
             p_value = self.conformal.p_value(join(self.members, self.channels, scores))  # (3)
-        return Examination(seen.logits, seen.predictions, scores, p_values, p_value)
+        return Examination(seen.logits, seen.decision, scores, p_values, p_value)
 
     def statistic(self, seen: Observation) -> Tensor:
         """The joined statistic (N,) of an observation; larger is more suspicious; keeps the graph."""

@@ -1,14 +1,13 @@
 """The changed copies of an image on which the protected model is asked again."""
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from detectors.denoisers.median import median3
-from detectors.observation import LEVEL
+from detectors.observation import LEVEL, Neighbour
 
 # ITU-T T.81 (1992), table K.1: the luminance quantisation that every JPEG library scales by its quality.
 _LUMINANCE = (
@@ -16,24 +15,6 @@ _LUMINANCE = (
     14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
-
-
-class Neighbour(Protocol):
-    """A small change that should not matter to a diagnosis."""
-
-    @property
-    def name(self) -> str:
-        """Its name in observations and reports."""
-        ...
-
-    @property
-    def surrogate(self) -> str | None:
-        """What stands in for the gradient; None where the gradient is the true one."""
-        ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Change (N, C, H, W) images, 0 to 1."""
-        ...
 
 
 class Jpeg:
@@ -46,6 +27,7 @@ class Jpeg:
     """
 
     surrogate = "identity"
+    random = False
 
     def __init__(self, quality: int) -> None:
         assert 1 <= quality <= 100
@@ -55,7 +37,7 @@ class Jpeg:
         self._table = torch.clamp(torch.floor((table * scale + 50) / 100), 1, 255).view(1, 64, 1, 1)
         self._basis = _cosines()
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Quantise (N, C, H, W) images; the gradient passes unchanged."""
         with torch.no_grad():
             quantised = self._quantise(images)
@@ -86,8 +68,9 @@ class MedianShift:
 
     name = "median3"
     surrogate = None
+    random = False
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Filter (N, C, H, W) images."""
         return median3(images)
 
@@ -96,12 +79,13 @@ class Rotation:
     """A turn about the centre by a few degrees, bilinear, borders repeated."""
 
     surrogate = None
+    random = False
 
     def __init__(self, degrees: float) -> None:
         self.name = f"rotation{degrees:g}"
         self._angle = math.radians(degrees)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Turn (N, C, H, W) images."""
         n, _, rows, columns = images.shape
         cosine, sine = math.cos(self._angle), math.sin(self._angle)

@@ -1,13 +1,15 @@
 """What one shared pass over the reference model saw; every detector reads from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from detectors.errors import InputError
+from detectors.models.outputs import Task, decided, margin
 
 LEVEL = 1 / 255
 """One 8-bit grey level of the display window, in which budgets and noise are stated."""
@@ -15,13 +17,62 @@ LEVEL = 1 / 255
 
 @unique
 class Signal(Enum):
-    """What a detector may need from the shared pass."""
+    """What a detector may need from the shared pass, beside the model's logits on image and neighbours."""
 
-    LOGITS = "logits"
     FEATURES = "features"
+    NEIGHBOUR_FEATURES = "neighbour_features"
     INPUT_GRADIENT = "input_gradient"
-    SHIFTS = "shifts"
     TWINS = "twins"
+
+
+class Neighbour(Protocol):
+    """A small change that should not matter to a diagnosis; on the changed image the model is asked again."""
+
+    @property
+    def name(self) -> str:
+        """Says everything about it: two neighbours of one name change an image alike."""
+        ...
+
+    @property
+    def surrogate(self) -> str | None:
+        """What stands in for the gradient; None where the gradient is the true one."""
+        ...
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws from the seeds."""
+        ...
+
+    def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Change (N, C, H, W) images, 0 to 1; `seeds` (N,) int64, one an image, for those that draw."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What somebody reads of an observation; the probe computes nothing else."""
+
+    signals: frozenset[Signal] = frozenset()
+    neighbours: tuple[Neighbour, ...] = ()
+    """The model's logits on each of these."""
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """The union: every signal and every neighbour once."""
+        named = {each.name: each for each in (*self.neighbours, *other.neighbours)}
+        return Needs(self.signals | other.signals, tuple(named.values()))
+
+    @property
+    def random(self) -> bool:
+        """Whether anything here draws from the seeds."""
+        return any(each.random for each in self.neighbours)
+
+
+def union(needs: Iterable[Needs]) -> Needs:
+    """Everything that any of them reads."""
+    whole = Needs()
+    for each in needs:
+        whole |= each
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,36 +115,86 @@ class Observation:
     images: Tensor
     """(N, C, H, W) float32, in units of the display window: 0 to 1."""
     logits: Tensor
-    """(N, K) of the protected model."""
+    """Of the protected model, in the form that `Task` gives: (N, K), or (N, K, H, W) of a segmentation."""
+    task: Task = Task.MULTICLASS
+    """What the model decides."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    """By tap, (N, D): maps are averaged over space, tokens over the sequence."""
+    """By tap, from the input on, (N, D): maps are averaged over space, tokens over the sequence."""
     input_gradient: Tensor | None = None
-    """(N, C, H, W): gradient of the top margin by `images`, held constant in any further backward pass."""
-    shifts: Mapping[str, Tensor] = field(default_factory=dict)
-    """By neighbour, (N, K): logits of the protected model on the changed image."""
+    """(N, C, H, W): gradient of the decision's margin by `images`, held constant in any further backward pass."""
+    neighbours: Mapping[str, Tensor] = field(default_factory=dict)
+    """By neighbour: logits of the protected model on the changed image."""
+    neighbour_features: Mapping[str, Tensor] = field(default_factory=dict)
+    """By neighbour, (N, D): features of the last tap."""
     twins: Mapping[str, Tensor] = field(default_factory=dict)
-    """By twin, (N, K): logits of the hardened model."""
+    """By twin: logits of the hardened model."""
     twin_features: Mapping[str, Tensor] = field(default_factory=dict)
     """By twin, (N, D): pooled features of the hardened model."""
 
     @property
-    def predictions(self) -> Tensor:
-        """(N,) int64, the protected model's class of each image."""
+    def decision(self) -> Tensor:
+        """The protected model's decision of each image, in the form that `Task` gives."""
+        return decided(self.logits, self.task)
+
+    @property
+    def groups(self) -> Tensor:
+        """(N,) int64: the class whose clean scans this one is compared with.
+
+        The decided class; of several labels the likeliest; always 0 of a segmentation.
+        """
+        if self.task is Task.SEGMENTATION:
+            return torch.zeros(len(self.images), dtype=torch.int64, device=self.images.device)
         return self.logits.argmax(1)
 
+    @property
+    def group_count(self) -> int:
+        """How many values `groups` may take."""
+        return 1 if self.task is Task.SEGMENTATION else self.logits.shape[1]
 
-def margin(logits: Tensor, classes: Tensor) -> Tensor:
-    """How far a class leads the best of the others.
+    @property
+    def lead(self) -> Tensor:
+        """(N,) how firmly the model holds its own decision; never negative."""
+        return self.lead_in(self.logits)
 
-    Args:
-        logits: (N, K), K at least 2.
-        classes: (N,) int64.
+    def lead_in(self, logits: Tensor) -> Tensor:
+        """(N,) how firmly other logits hold this decision; negative where they would decide otherwise."""
+        return margin(logits, self.decision, self.task)
 
-    Returns:
-        (N,), negative where another class leads.
-    """
-    assert logits.ndim == 2
-    assert logits.shape[1] >= 2
-    chosen = logits.gather(1, classes[:, None])[:, 0]
-    others = logits.scatter(1, classes[:, None], -torch.inf).amax(1)
-    return chosen - others
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One observation of several batches, in their order.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not parts:
+            raise InputError("no batch was observed")
+        first = parts[0]
+
+        def mapped(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.cat([each[name] for each in mappings]) for name in mappings[0]}
+
+        gradients = [part.input_gradient for part in parts if part.input_gradient is not None]
+        return cls(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.logits for part in parts]),
+            first.task,
+            mapped([part.features for part in parts]),
+            torch.cat(gradients) if gradients else None,
+            mapped([part.neighbours for part in parts]),
+            mapped([part.neighbour_features for part in parts]),
+            mapped([part.twins for part in parts]),
+            mapped([part.twin_features for part in parts]),
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+
+        def moved(mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(device) for name, value in mapping.items()}
+
+        return type(self)(
+            self.images.to(device), self.logits.to(device), self.task, moved(self.features),
+            None if self.input_gradient is None else self.input_gradient.to(device),
+            moved(self.neighbours), moved(self.neighbour_features), moved(self.twins), moved(self.twin_features),
+        )  # fmt: skip

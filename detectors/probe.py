@@ -1,17 +1,24 @@
 """One shared pass: everything that the detectors need of a batch, computed once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from detectors.errors import InputError
-from detectors.methods.twins import Twin
-from detectors.models.outputs import Activation, pooled, to_logits
+from detectors.models.outputs import Activation, Task, decided, margin, pooled, to_logits
 from detectors.models.reference import Reference
-from detectors.neighbours import Neighbour
-from detectors.observation import Observation, Signal, Span, margin
+from detectors.observation import Needs, Observation, Signal, Span
+
+
+class Twin(Protocol):
+    """A hardened network that the probe can ask."""
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and pooled features (N, D) of (N, C, H, W) images."""
+        ...
 
 
 class Probe:
@@ -22,11 +29,11 @@ class Probe:
         reference: Reference,
         twins: Mapping[str, Twin],
         taps: Sequence[str],
-        shifts: Sequence[Neighbour],
         *,
         activation: Activation,
         span: Span,
         size: tuple[int, int],
+        task: Task = Task.MULTICLASS,
     ) -> None:
         """Hold the models; all must lie on one device and be in evaluation mode.
 
@@ -34,20 +41,22 @@ class Probe:
             reference: the protected model.
             twins: hardened models by name.
             taps: values of the reference's graph to keep as features.
-            shifts: the neighbours of an image.
             activation: what the model's outputs went through.
             span: what black and white are in the model's input.
             size: rows and columns that the model takes.
+            task: what the model decides.
         """
         self.reference = reference
         self.twins = dict(twins)
         self.taps = tuple(taps)
-        self.shifts = tuple(shifts)
         self.activation = activation
         self.span = span
         self.size = size
+        self.task = task
 
-    def observe(self, images: Tensor, needs: Iterable[Signal], *, differentiable: bool = False) -> Observation:
+    def observe(
+        self, images: Tensor, needs: Needs, *, seeds: Tensor | None = None, differentiable: bool = False
+    ) -> Observation:
         """See a batch once.
 
         (1) one forward pass with taps, and one backward pass where the input gradient is needed
@@ -57,54 +66,74 @@ class Probe:
         Args:
             images: (N, C, H, W) float32, N at least 1, as the model takes them.
             needs: the union of what the detectors need.
+            seeds: (N,) int64, one an image, from which random neighbours draw: the same seed, the same draw.
             differentiable: keep the graph from `images` to every signal but the input gradient, which is held
                 constant (its surrogate: exact almost everywhere for a network of ReLUs).
 
         Raises:
-            InputError: shape, type or values that no detector may look at.
+            InputError: shape, type or values that no detector may look at, or no seeds where something draws.
         """
         check_images(images)
         expected = (len(self.span.low), *self.size)
         if images.shape[1:] != expected:
             raise InputError(f"images are {tuple(images.shape[1:])}, the model takes {expected}")
-        wanted = frozenset(needs)
+        if needs.random and (seeds is None or seeds.shape != images.shape[:1] or seeds.dtype != torch.int64):
+            raise InputError("a random neighbour needs one int64 seed an image")
         with nullcontext() if differentiable else torch.no_grad():
             images = self.span.to_unit(images)
-            logits, features, gradient = self._look(images, wanted, differentiable)  # (1)
-            shifts = self._look_around(images) if Signal.SHIFTS in wanted else {}  # (2)
+            logits, features, gradient = self._look(images, needs.signals, differentiable)  # (1)
+            neighbours, neighbour_features = self._look_around(images, needs, seeds)  # (2)
             twins: dict[str, Tensor] = {}
             twin_features: dict[str, Tensor] = {}
-            if Signal.TWINS in wanted:  # (3)
+            if Signal.TWINS in needs.signals:  # (3)
                 for name, twin in self.twins.items():
                     twins[name], twin_features[name] = twin.look(images)
-        return Observation(images, logits, features, gradient, shifts, twins, twin_features)
+        return Observation(
+            images, logits, self.task, features, gradient, neighbours, neighbour_features, twins, twin_features
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models lie."""
+        return next(self.reference.parameters()).device
+
+    def logits(self, output: Tensor) -> Tensor:
+        """What the model gives, as logits."""
+        return to_logits(output, self.activation, self.task)
 
     def _look(
         self, images: Tensor, wanted: frozenset[Signal], differentiable: bool
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Logits, features and the gradient of the top margin."""
+        """Logits, features and the gradient of the decision's margin."""
         taps = self.taps if Signal.FEATURES in wanted else ()
         if Signal.INPUT_GRADIENT not in wanted:
             output, kept = self.reference.forward_with_taps(self.span.from_unit(images), taps)
-            return to_logits(output, self.activation), {name: pooled(value) for name, value in kept.items()}, None
+            return self.logits(output), {name: pooled(value) for name, value in kept.items()}, None
         with torch.enable_grad():
             leaf = images if differentiable and images.requires_grad else images.detach().requires_grad_(True)
             output, kept = self.reference.forward_with_taps(self.span.from_unit(leaf), taps)
-            logits = to_logits(output, self.activation)
-            lead = margin(logits, logits.argmax(1)).sum()
+            logits = self.logits(output)
+            lead = margin(logits, decided(logits, self.task), self.task).sum()
             (gradient,) = torch.autograd.grad(lead, leaf, retain_graph=differentiable)
         features = {name: pooled(value) for name, value in kept.items()}
         if differentiable:
             return logits, features, gradient.detach()
         return logits.detach(), {name: value.detach() for name, value in features.items()}, gradient.detach()
 
-    def _look_around(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of the reference on every neighbour, all in one batch."""
-        if not self.shifts:
-            return {}
-        batch = self.span.from_unit(torch.cat([shift(images) for shift in self.shifts]))
-        logits = torch.split(to_logits(self.reference(batch), self.activation), len(images))
-        return {shift.name: part for shift, part in zip(self.shifts, logits, strict=True)}
+    def _look_around(
+        self, images: Tensor, needs: Needs, seeds: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Logits of the reference on every neighbour, and features where they are needed, all in one batch."""
+        if not needs.neighbours:
+            return {}, {}
+        names = [each.name for each in needs.neighbours]
+        batch = self.span.from_unit(torch.cat([each(images, seeds) for each in needs.neighbours]))
+        taps = self.taps[-1:] if Signal.NEIGHBOUR_FEATURES in needs.signals else ()
+        output, kept = self.reference.forward_with_taps(batch, taps)
+        logits = dict(zip(names, torch.split(self.logits(output), len(images)), strict=True))
+        if not kept:
+            return logits, {}
+        return logits, dict(zip(names, torch.split(pooled(kept[taps[0]]), len(images)), strict=True))
 
 
 def check_images(images: Tensor) -> None:

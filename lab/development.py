@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors.filters import gaussian
+from detectors.models.outputs import margin
 from detectors.neighbours import Jpeg
-from detectors.observation import LEVEL, margin
+from detectors.observation import LEVEL
 from detectors.perturb import ascend
 
 EPS_LOW, EPS_HIGH = 0.75, 8.0

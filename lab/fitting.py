@@ -1,8 +1,8 @@
 """Fits, calibrates and writes a detector artefact from clean scans of one source."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,15 +12,18 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
-from detectors.artifact import COPIED_TWIN, SMALL_TWIN, Artefact
+from detectors import registry
+from detectors.artifact import Artefact
 from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.median import Median
-from detectors.detector import Detector
+from detectors.detector import Detector, Method
 from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
 from detectors.errors import ConversionError
-from detectors.methods.shifts import PredictionShift
-from detectors.methods.twins import COPIED, SMALL, Hardening, TwinDisagreement
+from detectors.material import Material
+from detectors.methods.fusion import Fusion
+from detectors.methods.gradient_residual import GradientResidual
+from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
 from detectors.models.reference import Reference, conversion_difference
 from detectors.probe import Probe
 from gateway.profile import Profile
@@ -32,6 +35,8 @@ from lab.workbench import Workbench
 
 FIT_SHARE = 0.8
 """Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
+HELD_OUT = frozenset({Fusion.name})
+"""Methods that are fitted on A: they weigh the twins, and a twin knows the scans that it was trained on."""
 CONVERSION_TOLERANCE = 1e-3
 """Largest difference from onnxruntime, as a share of the spread of the outputs, with which a reference is accepted."""
 
@@ -77,6 +82,7 @@ def fit(
     key: Ed25519PrivateKey | None,
     seed: int,
     device: torch.device | None = None,
+    methods: Sequence[str] = registry.DEFAULT,
     recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
     watch: Watch = lambda _stage, _share: None,
 ) -> Fitted:
@@ -84,8 +90,8 @@ def fit(
 
     (1) rebuild the model, and compare the rebuilt one with onnxruntime on real scans
     (2) harden two twins, without labels
-    (3) simulate attacks; train the gradient detector, the densities and the denoiser
-    (4) on A: fit the fusion and every tail
+    (3) simulate attacks; fit the detectors, and the denoiser
+    (4) on A: fit what must not see what the twins saw, and every tail
     (5) on B: the conformal rule
     (6) on test: what it is worth
     (7) write and sign
@@ -99,6 +105,7 @@ def fit(
         key: signs the manifest; None leaves the artefact unsigned, which a gateway loads only as `unsafe_…`.
         seed: of everything that is drawn.
         device: where to fit; by default the CPU.
+        methods: names of the detectors; those of the deciding channels must be among them.
         recipes: how the copied and the small twin are hardened.
         watch: told of progress.
 
@@ -112,12 +119,11 @@ def fit(
     bench = Workbench(reference, profile, place, seed, watch)
     twins = bench.twins(parts.fit.images, recipes)  # (2)
     probe = bench.probe(twins)
-    simulated = bench.simulated(parts.fit.images)  # (3)
-    detectors: list[Detector] = [TwinDisagreement(name) for name in twins]
-    detectors += [PredictionShift(neighbour.name) for neighbour in probe.shifts]
-    detectors += [bench.gradient_detector(probe, parts.fit.images, simulated), bench.density(probe, parts.fit.images)]
+    material = bench.material(probe, parts.fit.images)  # (3)
+    detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
     denoisers: dict[str, Denoiser] = {"median": Median(), "dncnn": bench.denoiser(parts.fit.images)}
-    detectors.append(bench.fusion(probe, parts.a.images))  # (4)
+    material = bench.held_out(probe, parts.a.images)  # (4)
+    detectors += [_fitted(registry.method(name), material, watch) for name in methods if name in HELD_OUT]
     members, channels = _tails(bench, probe, detectors, parts.a.images)
     ensemble = _promised(bench, probe, members, channels, parts.b.images, fpr)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, watch=watch)  # (6)
@@ -125,6 +131,15 @@ def fit(
     manifest = Artefact.write(out, ensemble, denoisers, facts)  # (7)
     put(out, manifest, key)
     return Fitted(ensemble, denoisers, manifest, measured)
+
+
+def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
+    """One detector, with its own stage of the progress."""
+    stage = f"fitting {method.name}"
+    watch(stage, 0.0)
+    detector = method.fit(replace(material, progress=lambda share: watch(stage, share)))
+    watch(stage, 1.0)
+    return detector
 
 
 def _check(profile: Profile, parts: Parts, fpr: float) -> None:
@@ -163,7 +178,7 @@ def _tails(
 ) -> tuple[list[tuple[Detector, TailCalibration, str | None]], list[Channel]]:
     """On A: what it means for each score, and for each channel, to be large."""
     scores = bench.scores(probe, detectors, images)
-    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE, "gradient_residual": GRADIENT}
+    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, Fusion.name: SENSITIVE, GradientResidual.name: GRADIENT}
     members = [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
     channels = []
     for name, weight in WEIGHTS.items():

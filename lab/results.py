@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detectors.artifact import Artefact
 from detectors.ensemble import Ensemble
+from detectors.observation import Needs
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from lab import phantoms
@@ -157,7 +158,7 @@ class Bench:
         """The model's accuracy on denoised images."""
         probe = self.ensemble.probe
         with torch.no_grad():
-            answers = [probe.observe(denoise(part), ()).predictions for part in torch.split(rendered, 64)]
+            answers = [probe.observe(denoise(part), Needs()).decision for part in torch.split(rendered, 64)]
         return clopper_pearson(int((torch.cat(answers) == labels).sum()), len(labels))
 
 

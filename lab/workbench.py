@@ -1,28 +1,25 @@
 """Where the parts of an artefact are made: one model, one device, one seed, one progress display."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from detectors.artifact import COPIED_TWIN, SMALL_TWIN
 from detectors.denoisers.dncnn import DnCNN
 from detectors.detector import Detector
-from detectors.methods.fusion import Fusion, features
-from detectors.methods.gradient_residual import GradientResidual
-from detectors.methods.twins import CopiedTwin, Hardening, SmallTwin, harden
-from detectors.methods.uad import FeatureDensity
-from detectors.models.outputs import Activation, to_logits
+from detectors.material import Material
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, SmallTwin, harden
+from detectors.models.outputs import Activation, Task, margin, to_logits
 from detectors.models.reference import Reference
-from detectors.neighbours import default_neighbours
-from detectors.observation import LEVEL, Observation, Signal, Span, margin
+from detectors.observation import LEVEL, Span, union
 from detectors.perturb import ascend
 from detectors.probe import Probe
 from gateway.profile import Profile
 from lab.data import DataError
 from lab.development import Attacked, harmless, noisy, simulate, transplanted
 from lab.progress import Watch
+from lab.seeds import seeds_of
 
 BATCH = 64
 ATTACKED_MAX, ATTACK_ROUNDS = 1500, 3
@@ -37,6 +34,7 @@ class Workbench:
         self.device = device
         self.span = span_of(profile)
         self.activation = Activation(profile.already_applied)
+        self.task = Task(profile.task)
         self.size = profile.input.size
         self.classes = len(profile.classes)
         self.seed = seed
@@ -44,7 +42,7 @@ class Workbench:
 
     def model(self, unit: Tensor) -> Tensor:
         """The protected model: (N, C, H, W), 0 to 1, to logits."""
-        return to_logits(self.reference(self.span.from_unit(unit)), self.activation)
+        return to_logits(self.reference(self.span.from_unit(unit)), self.activation, self.task)
 
     def twins(self, images: Tensor, recipes: tuple[Hardening, Hardening]) -> dict[str, CopiedTwin | SmallTwin]:
         """Two hardened companions of the model."""
@@ -52,7 +50,7 @@ class Workbench:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             small = SmallTwin(images.shape[1], self._width(images)).to(self.device)
-        copied = CopiedTwin(self.reference, self.activation, self.span)
+        copied = CopiedTwin(self.reference, self.activation, self.span, self.task)
         return {
             COPIED_TWIN: harden(
                 copied, self.model, unit, recipe=recipes[0], seed=self.seed + 1,
@@ -70,49 +68,37 @@ class Workbench:
             return self.model(self.span.to_unit(images[:1].to(self.device))).shape[1]
 
     def probe(self, twins: Mapping[str, CopiedTwin | SmallTwin]) -> Probe:
-        """The shared pass over model, neighbours and twins."""
+        """The shared pass over model and twins."""
         return Probe(
-            self.reference, twins, self.reference.tap_names, default_neighbours(),
-            activation=self.activation, span=self.span, size=self.size,
+            self.reference, twins, self.reference.tap_names,
+            activation=self.activation, span=self.span, size=self.size, task=self.task,
         )  # fmt: skip
 
-    def simulated(self, images: Tensor) -> Attacked:
-        """Successful attacks on scans of the fit part, each attacked several times."""
+    def material(self, probe: Probe, images: Tensor) -> Material:
+        """What detectors learn from on the fit part: attacks, and every change that must not alarm.
+
+        The same scans harmlessly changed, noise of an attack's size, and attacks of other scans: what is left to tell
+        an attack by is its aim.
+        """
         unit = self.span.to_unit(images[:ATTACKED_MAX])
         rounds = []
         with staged(self.watch, "simulating attacks", ATTACK_ROUNDS) as done:
             for k in range(ATTACK_ROUNDS):
                 rounds.append(simulate(self.model, unit, device=self.device, seed=self.seed + 100 + k))
                 done()
-        found = Attacked(torch.cat([r.images for r in rounds]), torch.cat([r.sources for r in rounds]))
-        if len(found.images) < 2:
-            raise DataError("no simulated attack changed the model's answer: there is nothing to learn detection from")
-        return found
-
-    def gradient_detector(self, probe: Probe, images: Tensor, found: Attacked) -> GradientResidual:
-        """D: attacks, against the same scans clean, harmlessly changed, noisy, and with attacks on other scans."""
-        unit = self.span.to_unit(images[:ATTACKED_MAX])
-        groups = (
-            unit,
+        found = _together(rounds)
+        benign = (
             harmless(unit, seed=self.seed + 4),
             noisy(unit, seed=self.seed + 5),
             transplanted(found, unit, seed=self.seed + 13),
         )
-        pairs = [
-            (self._grey(group), self._grey(self._gradients(probe, group)))
-            for group in (torch.cat(groups), found.images)
-        ]
-        return GradientResidual.fit(
-            pairs[0], pairs[1], seed=self.seed + 6, device=self.device,
-            progress=lambda share: self.watch("training the gradient detector", share),
-        )  # fmt: skip
+        return Material(unit, torch.cat(benign), found.images, found.sources, probe, self.seed + 6)
 
-    def density(self, probe: Probe, images: Tensor) -> FeatureDensity:
-        """UAD, on the hardened features of clean scans."""
-        seen = self.observed(probe, self.span.to_unit(images), {Signal.TWINS})
-        classes = torch.cat([part.predictions for part in seen])
-        found = torch.cat([part.twin_features[COPIED_TWIN] for part in seen])
-        return FeatureDensity.fit(found.cpu(), classes.cpu(), int(seen[0].logits.shape[1]))
+    def held_out(self, probe: Probe, images: Tensor) -> Material:
+        """The same on A, whose scans no twin has seen: few scans, so each is attacked several times."""
+        unit = self.span.to_unit(images)
+        found = _together([simulate(self.model, unit, device=self.device, seed=self.seed + k) for k in (9, 10, 11)])
+        return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
 
     def denoiser(self, images: Tensor) -> DnCNN:
         """The trained denoiser, shown attacks of four grey levels at most."""
@@ -133,49 +119,29 @@ class Workbench:
             progress=lambda share: self.watch("training the denoiser", share),
         )  # fmt: skip
 
-    def fusion(self, probe: Probe, images: Tensor) -> Fusion:
-        """The linear fusion, on A: clean, harmlessly changed and attacked."""
-        unit = self.span.to_unit(images)
-        found = [simulate(self.model, unit, device=self.device, seed=self.seed + k).images for k in (9, 10, 11)]
-        groups = (unit, harmless(unit, seed=self.seed + 12), torch.cat(found))
-        table = [
-            torch.cat([features(seen) for seen in self.observed(probe, group, Fusion.needs)]).cpu() for group in groups
-        ]
-        fusion = Fusion.fit(*table)
-        return Fusion.from_state({name: value.to(self.device) for name, value in fusion.state().items()})
-
-    def observed(self, probe: Probe, unit: Tensor, needs: set[Signal] | frozenset[Signal]) -> list[Observation]:
-        """Observations of images (N, C, H, W), 0 to 1, in batches; N at least 1."""
-        return [
-            probe.observe(self.span.from_unit(part.to(self.device)), needs) for part in torch.split(unit, BATCH)
-        ]  # fmt: skip
-
     def scores(self, probe: Probe, detectors: list[Detector], images: Tensor) -> dict[str, Tensor]:
         """By detector, the scores (N,) of images as the model takes them."""
-        needs: set[Signal] = set().union(*(detector.needs for detector in detectors))
+        needs = union(detector.needs for detector in detectors)
         found: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-        for part in torch.split(images, BATCH):
-            seen = probe.observe(part.to(self.device), needs)
+        seeds = torch.split(seeds_of(images), BATCH)
+        for part, chosen in zip(torch.split(images, BATCH), seeds, strict=True):
+            seen = probe.observe(part.to(self.device), needs, seeds=chosen.to(self.device))
             for detector in detectors:
                 found[detector.name].append(detector.score(seen).values)
         return {name: torch.cat(values) for name, values in found.items()}
 
-    def _gradients(self, probe: Probe, unit: Tensor) -> Tensor:
-        parts = []
-        for part in torch.split(unit, BATCH):
-            seen = probe.observe(self.span.from_unit(part.to(self.device)), {Signal.INPUT_GRADIENT})
-            assert seen.input_gradient is not None
-            parts.append(seen.input_gradient.cpu())
-        return torch.cat(parts)
 
-    @staticmethod
-    def _grey(images: Tensor) -> Tensor:
-        return images.mean(1, keepdim=True)
+def _together(rounds: Sequence[Attacked]) -> Attacked:
+    """All attacks of several rounds; raises DataError where none succeeded."""
+    found = Attacked(torch.cat([r.images for r in rounds]), torch.cat([r.sources for r in rounds]))
+    if len(found.images) < 2:
+        raise DataError("no simulated attack changed the model's answer: there is nothing to learn detection from")
+    return found
 
 
 def logits_of(probe: Probe) -> Callable[[Tensor], Tensor]:
     """The protected model as a function from images, 0 to 1, to logits."""
-    return lambda unit: to_logits(probe.reference(probe.span.from_unit(unit)), probe.activation)
+    return lambda unit: probe.logits(probe.reference(probe.span.from_unit(unit)))
 
 
 def span_of(profile: Profile) -> Span:

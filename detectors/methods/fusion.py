@@ -5,6 +5,7 @@ decide alone: an informed attacker pays for one feature's alarm with another's c
 robust channel beside it).
 """
 
+import math
 from typing import Self
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
+from detectors.material import Material
 from detectors.methods.shifts import shift
-from detectors.observation import Observation, Signal, margin
+from detectors.models.outputs import Task, divergence
+from detectors.neighbours import default_neighbours
+from detectors.observation import Needs, Observation, Signal
 
 STRENGTH = 0.1
 """Inverse strength of the ridge penalty (the C of logistic regression)."""
@@ -25,13 +29,20 @@ class Fusion:
 
     name = "fusion"
     version = "1"
-    needs = frozenset({Signal.LOGITS, Signal.TWINS, Signal.SHIFTS})
+    needs = Needs(frozenset({Signal.TWINS}), default_neighbours())
 
     def __init__(self, centre: Tensor, spread: Tensor, weights: Tensor, bias: Tensor) -> None:
         self._centre, self._spread, self._weights, self._bias = centre, spread, weights, bias
 
     @classmethod
-    def fit(cls, clean: Tensor, benign: Tensor, attacked: Tensor) -> Self:
+    def fit(cls, material: Material) -> Self:
+        """Fit on scans that no twin was trained on: a twin knows its own."""
+        groups = (material.clean, material.benign, material.attacked)
+        fitted = cls.of(*(features(material.look(group, cls.needs)) for group in groups))
+        return cls.from_state({name: value.to(material.device) for name, value in fitted.state().items()})
+
+    @classmethod
+    def of(cls, clean: Tensor, benign: Tensor, attacked: Tensor) -> Self:
         """Fit on the features of simulated attacks.
 
         Args:
@@ -76,28 +87,34 @@ class Fusion:
 def features(seen: Observation) -> Tensor:
     """(N, F): four numbers for each twin, one for each neighbour, in the order of their names.
 
-    A twin's are its margin for the model's class, the difference of margins, and the Kullback-Leibler and
-    Jensen-Shannon divergences from the model's answer to the twin's.
+    A twin's are how firmly it holds the model's decision, how much less firmly than the model, and the Kullback-
+    Leibler and Jensen-Shannon divergences from the model's answer to the twin's.
     """
-    classes = seen.predictions
-    lead = margin(seen.logits, classes)
-    own = torch.log_softmax(seen.logits, 1)
+    if not seen.twins:
+        raise NotFittedError("fusion needs twins")
     columns: list[Tensor] = []
     for name in sorted(seen.twins):
-        other = torch.log_softmax(seen.twins[name], 1)
-        middle = torch.logaddexp(own, other) - torch.log(torch.tensor(2.0))
-        theirs = margin(seen.twins[name], classes)
-        divergence = (_divergence(own, middle) + _divergence(other, middle)) / 2
-        columns += [theirs, lead - theirs, _divergence(own, other), divergence]
-    columns += [shift(seen, name) for name in sorted(seen.shifts)]
-    if not columns:
-        raise NotFittedError("fusion needs twins or neighbours")
+        theirs = seen.lead_in(seen.twins[name])
+        columns += [
+            theirs,
+            seen.lead - theirs,
+            divergence(seen.logits, seen.twins[name], seen.task),
+            _spread(seen.logits, seen.twins[name], seen.task),
+        ]
+    columns += [shift(seen, neighbour.name) for neighbour in sorted(Fusion.needs.neighbours, key=lambda n: n.name)]
     return torch.stack(columns, 1)
 
 
-def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """(N,) Kullback-Leibler divergence between (N, K) log-probabilities."""
-    return (p.exp() * (p - q)).sum(1)
+def _spread(logits: Tensor, others: Tensor, task: Task) -> Tensor:
+    """(N,) Jensen-Shannon divergence between two answers."""
+    if task is Task.MULTILABEL:  # each label is a choice of two
+        logits, others = (torch.stack([-values, values], 1) / 2 for values in (logits, others))
+    own, other = torch.log_softmax(logits, 1), torch.log_softmax(others, 1)
+    middle = torch.logaddexp(own, other) - math.log(2)
+    each = ((own.exp() * (own - middle)).sum(1) + (other.exp() * (other - middle)).sum(1)) / 2
+    if task is Task.MULTILABEL:
+        return each.sum(1)
+    return each.flatten(1).mean(1) if task is Task.SEGMENTATION else each
 
 
 def _squash(values: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from detectors.denoisers.median import median3
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
 from detectors.filters import gaussian, wiener3
-from detectors.observation import LEVEL, Observation, Signal
+from detectors.material import Material
+from detectors.observation import LEVEL, Needs, Observation, Signal
 from detectors.precision import training
 
 _RESIDUAL_GAIN, _RESIDUAL_LIMIT = 64.0, 3.0
@@ -33,13 +34,28 @@ class GradientResidual:
 
     name = "gradient_residual"
     version = "2"
-    needs = frozenset({Signal.LOGITS, Signal.INPUT_GRADIENT})
+    needs = Needs(frozenset({Signal.INPUT_GRADIENT}))
 
     def __init__(self, network: "_Network") -> None:
         self._network = network.eval().requires_grad_(False)
 
     @classmethod
-    def fit(
+    def fit(cls, material: Material) -> Self:
+        """Learn to tell attacked scans from the same scans clean and harmlessly changed, noise of an attack's size
+        and attacks of other scans among the changes."""
+
+        def pair(images: Tensor) -> tuple[Tensor, Tensor]:
+            gradient = material.look(images, cls.needs).input_gradient
+            assert gradient is not None
+            return images.mean(1, keepdim=True), gradient.mean(1, keepdim=True)
+
+        return cls.trained(
+            pair(torch.cat([material.clean, material.benign])), pair(material.attacked),
+            seed=material.seed, device=material.device, progress=material.progress,
+        )  # fmt: skip
+
+    @classmethod
+    def trained(
         cls,
         clean: tuple[Tensor, Tensor],
         attacked: tuple[Tensor, Tensor],
@@ -48,7 +64,7 @@ class GradientResidual:
         device: torch.device,
         progress: Callable[[float], None] = lambda _share: None,
     ) -> Self:
-        """Learn to tell attacked scans from clean and harmlessly changed ones.
+        """Train the network.
 
         Args:
             clean: images and their input gradients, both (N, C, H, W).

@@ -4,23 +4,35 @@ Xu et al. 2018, arXiv:1704.01155 (feature squeezing); Das et al. 2017, arXiv:170
 who puts the change into his loss: He et al. 2017, arXiv:1706.04701.
 """
 
-from typing import Self
-
 from torch import Tensor
 
-from detectors.detector import Score, read_name, spelled
+from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
-from detectors.observation import Observation, Signal, margin
+from detectors.material import Material
+from detectors.observation import Needs, Neighbour, Observation
 
 
 class PredictionShift:
-    """Margin of the predicted class, minus its margin on one neighbour; in units of logits."""
+    """How firmly the model holds its decision, minus how firmly it does on one neighbour; in units of logits."""
 
     version = "1"
-    needs = frozenset({Signal.LOGITS, Signal.SHIFTS})
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, neighbour: Neighbour) -> None:
+        self._neighbour = neighbour
+
+    @property
+    def name(self) -> str:
+        """That of the neighbour."""
+        return self._neighbour.name
+
+    @property
+    def needs(self) -> Needs:
+        """The neighbour."""
+        return Needs(neighbours=(self._neighbour,))
+
+    def fit(self, _material: Material) -> "PredictionShift":
+        """Itself: nothing is fitted."""
+        return self
 
     def score(self, seen: Observation) -> Score:
         """Score each image.
@@ -28,20 +40,19 @@ class PredictionShift:
         Raises:
             NotFittedError: the observation has no such neighbour.
         """
-        if self.name not in seen.shifts:
+        if self.name not in seen.neighbours:
             raise NotFittedError(self.name)
         return Score(self.name, shift(seen, self.name))
 
     def state(self) -> dict[str, Tensor]:
-        """Its name: nothing is fitted."""
+        """Its name, so that the file says what it is."""
         return {"name": spelled(self.name)}
 
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        """The detector again."""
-        return cls(read_name(state["name"]))
+    def from_state(self, _state: dict[str, Tensor]) -> "PredictionShift":
+        """Itself again."""
+        return self
 
 
 def shift(seen: Observation, name: str) -> Tensor:
     """(N,) the lead that the named neighbour takes away."""
-    return margin(seen.logits, seen.predictions) - margin(seen.shifts[name], seen.predictions)
+    return seen.lead - seen.lead_in(seen.neighbours[name])

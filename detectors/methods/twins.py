@@ -9,20 +9,22 @@ model fools the twin too, the twin is silent; Tramer 2022, arXiv:2107.11630, bou
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.detector import Score, read_name, spelled
+from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
-from detectors.models.outputs import Activation, pooled, to_logits
+from detectors.material import Material
+from detectors.models.outputs import Activation, Task, pooled, to_logits
 from detectors.models.reference import Reference
-from detectors.observation import LEVEL, Observation, Signal, Span, margin
+from detectors.observation import LEVEL, Needs, Observation, Signal, Span
 from detectors.perturb import ascend
 from detectors.precision import training
 
+COPIED_TWIN, SMALL_TWIN = "twinM", "twinS"
 TEMPERATURE = 2.0
 WARM_UP = 0.3
 """Share of the training over which the budgets grow to their full size: a twin that starts from nothing must first
@@ -30,22 +32,18 @@ learn to answer at all."""
 Progress = Callable[[float], None]
 
 
-class Twin(Protocol):
-    """A hardened network that the probe can ask."""
-
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) and pooled features (N, D) of (N, C, H, W) images."""
-        ...
-
-
 class TwinDisagreement:
-    """Minus the twin's margin for the class that the protected model chose."""
+    """How firmly a twin holds another decision than the protected model's."""
 
     version = "1"
-    needs = frozenset({Signal.LOGITS, Signal.TWINS})
+    needs = Needs(frozenset({Signal.TWINS}))
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def fit(self, _material: Material) -> "TwinDisagreement":
+        """Itself: what is fitted is the twin, before any detector."""
+        return self
 
     def score(self, seen: Observation) -> Score:
         """Score each image; in units of logits, negative where the twin agrees.
@@ -55,25 +53,24 @@ class TwinDisagreement:
         """
         if self.name not in seen.twins:
             raise NotFittedError(self.name)
-        return Score(self.name, -margin(seen.twins[self.name], seen.predictions))
+        return Score(self.name, -seen.lead_in(seen.twins[self.name]))
 
     def state(self) -> dict[str, Tensor]:
         """Its name: the numbers are the twin's own."""
         return {"name": spelled(self.name)}
 
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        """The detector again."""
-        return cls(read_name(state["name"]))
+    def from_state(self, _state: dict[str, Tensor]) -> "TwinDisagreement":
+        """Itself again."""
+        return self
 
 
 class CopiedTwin(nn.Module):
     """twinM: the protected model's own architecture and weights, then hardened."""
 
-    def __init__(self, reference: Reference, activation: Activation, span: Span) -> None:
+    def __init__(self, reference: Reference, activation: Activation, span: Span, task: Task = Task.MULTICLASS) -> None:
         super().__init__()
         self.network = copy.deepcopy(reference)
-        self._activation, self._span = activation, span
+        self._activation, self._span, self._task = activation, span, task
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, K) logits."""
@@ -83,7 +80,7 @@ class CopiedTwin(nn.Module):
         """Logits (N, K) and features (N, D) of the last default tap."""
         tap = self.network.tap_names[-1]
         output, taps = self.network.forward_with_taps(self._span.from_unit(images), (tap,))
-        return to_logits(output, self._activation), pooled(taps[tap])
+        return to_logits(output, self._activation, self._task), pooled(taps[tap])
 
 
 class _Block(nn.Module):

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
-from detectors.observation import Observation, Signal
+from detectors.material import Material
+from detectors.methods.twins import COPIED_TWIN
+from detectors.observation import Needs, Observation, Signal
 
 _VARIANCE_KEPT, _COMPONENTS, _SHRINKAGE, _ROUNDS = 0.99, 3, 0.1, 50
-TWIN = "twinM"
+TWIN = COPIED_TWIN
 """The hardened model whose features are read."""
 
 
@@ -26,7 +28,7 @@ class FeatureDensity:
 
     name = "uad"
     version = "1"
-    needs = frozenset({Signal.LOGITS, Signal.TWINS})
+    needs = Needs(frozenset({Signal.TWINS}))
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         wanted = {"centre", "spread", "axes", "weights", "means", "precisions", "log_dets"}
@@ -35,12 +37,20 @@ class FeatureDensity:
         self._state = state
 
     @classmethod
-    def fit(cls, features: Tensor, classes: Tensor, count: int) -> Self:
-        """Fit on clean scans.
+    def fit(cls, material: Material) -> Self:
+        """Fit on the hardened features of clean scans."""
+        seen = material.look(material.clean, cls.needs)
+        if TWIN not in seen.twin_features:
+            raise InputError(f"{cls.name} needs the features of {TWIN}")
+        return cls.of(seen.twin_features[TWIN], seen.groups, seen.group_count)
+
+    @classmethod
+    def of(cls, features: Tensor, classes: Tensor, count: int) -> Self:
+        """Fit on features.
 
         Args:
-            features: (N, D) of the hardened model.
-            classes: (N,) as the protected model predicted.
+            features: (N, D) of the hardened model, N at least 20.
+            classes: (N,) int64 as the protected model decided.
             count: number of classes; one with fewer than 20 scans is described by all scans.
         """
         if len(features) < 20:
@@ -67,7 +77,7 @@ class FeatureDensity:
             raise NotFittedError(self.name)
         fit = {name: value.to(seen.images.device) for name, value in self._state.items()}
         features = (seen.twin_features[TWIN].double() - fit["centre"]) / fit["spread"] @ fit["axes"].T
-        c = seen.predictions
+        c = seen.groups
         density = _log_density(features, fit["weights"][c], fit["means"][c], fit["precisions"][c], fit["log_dets"][c])
         return Score(self.name, -density)
 

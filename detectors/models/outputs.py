@@ -1,4 +1,4 @@
-"""From what a model gives to what detectors read: logits and pooled features."""
+"""From what a model gives to what detectors read: logits, the decision they make, and how firmly, for each task."""
 
 from enum import Enum, unique
 
@@ -17,23 +17,87 @@ class Activation(Enum):
     SIGMOID = "sigmoid"
 
 
-def to_logits(output: Tensor, activation: Activation) -> Tensor:
-    """Logits of at least two classes.
+@unique
+class Task(Enum):
+    """What the model decides of an image."""
+
+    MULTICLASS = "multiclass"
+    """One of K classes: logits (N, K), K at least 2; a decision is (N,) int64."""
+    MULTILABEL = "multilabel"
+    """Each of K findings, present or not: logits (N, K); a decision is (N, K) bool."""
+    SEGMENTATION = "segmentation"
+    """One of K classes for each pixel: logits (N, K, H, W), K at least 2; a decision is (N, H, W) int64."""
+
+    @property
+    def axes(self) -> int:
+        """Number of axes that logits have."""
+        return 4 if self is Task.SEGMENTATION else 2
+
+
+def to_logits(output: Tensor, activation: Activation, task: Task = Task.MULTICLASS) -> Tensor:
+    """Logits as the task has them.
 
     Args:
-        output: (N, K) as the model gives it.
+        output: (N, K), or (N, K, H, W) of a segmentation, as the model gives it.
         activation: what it went through.
+        task: what the model decides.
 
     Returns:
-        (N, K); (N, 2) where the model gives one number, the logit of the second class against zero.
+        The same shape; where the model gives one number for two classes, (N, 2, ...): its logit against zero.
+
+    Raises:
+        InputError: the output has another number of axes.
     """
-    if output.ndim != 2:
-        raise InputError(f"the model gives {output.ndim} axes; one row of class scores an image is supported")
+    if output.ndim != task.axes:
+        raise InputError(f"the model gives {output.ndim} axes; a {task.value} model gives {task.axes}")
     if activation is Activation.SOFTMAX:
         output = torch.log(output.clamp_min(torch.finfo(output.dtype).tiny))
     elif activation is Activation.SIGMOID:
         output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
-    return torch.cat([torch.zeros_like(output), output], 1) if output.shape[1] == 1 else output
+    if output.shape[1] == 1 and task is not Task.MULTILABEL:
+        return torch.cat([torch.zeros_like(output), output], 1)
+    return output
+
+
+def decided(logits: Tensor, task: Task = Task.MULTICLASS) -> Tensor:
+    """The decision that logits make, in the form that `Task` gives."""
+    return logits > 0 if task is Task.MULTILABEL else logits.argmax(1)
+
+
+def margin(logits: Tensor, decision: Tensor, task: Task = Task.MULTICLASS) -> Tensor:
+    """How firmly logits hold a decision, which may be another model's or another image's.
+
+    Args:
+        logits: as `Task` gives them.
+        decision: likewise.
+        task: what is decided.
+
+    Returns:
+        (N,), negative where the decision would be another one. By how much the decided class leads the best of the
+        others; of several labels, the least firm one; of a segmentation, the mean over its pixels.
+    """
+    assert logits.ndim == task.axes
+    if task is Task.MULTILABEL:
+        return torch.where(decision, logits, -logits).amin(1)
+    assert logits.shape[1] >= 2
+    chosen = logits.gather(1, decision[:, None])[:, 0]
+    others = logits.scatter(1, decision[:, None], -torch.inf).amax(1)
+    lead = chosen - others
+    return lead.flatten(1).mean(1) if task is Task.SEGMENTATION else lead
+
+
+def divergence(logits: Tensor, others: Tensor, task: Task = Task.MULTICLASS) -> Tensor:
+    """(N,) Kullback-Leibler divergence from one answer to another, in nats.
+
+    Of several labels it is the sum over them; of a segmentation, the mean over its pixels.
+    """
+    if task is Task.MULTILABEL:
+        p, q = (torch.stack([-values, values]) / 2 for values in (logits, others))
+        own, other = torch.log_softmax(p, 0), torch.log_softmax(q, 0)
+        return (own.exp() * (own - other)).sum((0, 2))
+    own, other = torch.log_softmax(logits, 1), torch.log_softmax(others, 1)
+    each = (own.exp() * (own - other)).sum(1)
+    return each.flatten(1).mean(1) if task is Task.SEGMENTATION else each
 
 
 def pooled(values: Tensor) -> Tensor:

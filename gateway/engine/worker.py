@@ -21,6 +21,7 @@ from torch import Tensor
 from detectors.artifact import Artefact
 from detectors.ensemble import Examination
 from detectors.errors import DetectorError
+from detectors.observation import Needs
 from gateway.engine.engine import GreyZone
 from gateway.engine.shared import SharedImages
 
@@ -125,7 +126,7 @@ class Worker:
         with torch.no_grad():
             for index, (name, denoiser) in enumerate(artefact.denoisers.items()):
                 parts = [denoiser(part) for part in torch.split(images, self.batch_size_max)]
-                observed = [artefact.ensemble.probe.observe(part, ()).logits for part in parts]
+                observed = [artefact.ensemble.probe.observe(part, Needs()).logits for part in parts]
                 logits[name] = torch.cat(observed).tolist()
                 if index == 0:
                     np.copyto(outgoing, torch.cat(parts).cpu().numpy())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detectors.artifact import Artefact
 from detectors.filters import gaussian
-from detectors.observation import Signal
+from detectors.observation import Needs, Signal
 from gateway.pixels.imaging import render
 from lab.demo.material import Material
 from lab.demo.prepare import Prepared
@@ -80,7 +80,7 @@ def _heat(artefact: Artefact, sent: Tensor, denoised: Tensor) -> Tensor:
     The gradient of the predicted class's lead, times the difference to the denoised image, is to first order what
     each pixel's noise adds to the decision (Simonyan et al. 2014, arXiv:1312.6034, on the difference).
     """
-    seen = artefact.ensemble.probe.observe(sent, {Signal.INPUT_GRADIENT})
+    seen = artefact.ensemble.probe.observe(sent, Needs(frozenset({Signal.INPUT_GRADIENT})))
     assert seen.input_gradient is not None
     weight = (seen.input_gradient * (sent - denoised)).abs().sum(1, keepdim=True)
     smooth = gaussian(weight, SMOOTHING)[0, 0]

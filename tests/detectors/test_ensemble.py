@@ -11,27 +11,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detectors.artifact import COPIED_TWIN, MANIFEST, SMALL_TWIN, Artefact
+from detectors import registry
+from detectors.artifact import MANIFEST, Artefact
 from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.dncnn import DnCNN
 from detectors.denoisers.median import Median
 from detectors.detector import Detector, Score
 from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join, loudest
 from detectors.errors import ArtefactError, ConversionError, DetectorError, InputError, NotFittedError
+from detectors.material import Material
 from detectors.methods.fusion import Fusion, features
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.shifts import PredictionShift
-from detectors.methods.twins import CopiedTwin, SmallTwin, TwinDisagreement
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, SmallTwin, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
-from detectors.models.outputs import Activation
+from detectors.models.outputs import Activation, margin
 from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
-from detectors.observation import Observation, Signal, Span, margin
+from detectors.observation import Needs, Observation, Signal, Span
 from detectors.probe import Probe
 from detectors.testing import check_detector
 
 SPAN = Span((-1.0,), (1.0,))
-EVERYTHING = frozenset(Signal)
+EVERYTHING = Needs(frozenset(Signal), default_neighbours())
 CPU = torch.device("cpu")
 
 
@@ -78,7 +80,7 @@ def probe(model: bytes) -> Probe:
         for parameter in twins[COPIED_TWIN].parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return Probe(
-        reference, twins, reference.tap_names, default_neighbours(),
+        reference, twins, reference.tap_names,
         activation=Activation.NONE, span=SPAN, size=(16, 16),
     )  # fmt: skip
 
@@ -90,11 +92,11 @@ def ensemble(probe: Probe) -> Ensemble:
     assert clean.input_gradient is not None
     assert other.input_gradient is not None
     detectors: list[Detector] = [TwinDisagreement(COPIED_TWIN), TwinDisagreement(SMALL_TWIN)]
-    detectors += [PredictionShift(neighbour.name) for neighbour in probe.shifts]
+    detectors += [PredictionShift(neighbour) for neighbour in default_neighbours()]
     detectors += [
-        Fusion.fit(features(clean), features(clean), features(other) + 1),
-        FeatureDensity.fit(clean.twin_features[COPIED_TWIN], clean.predictions, 3),
-        GradientResidual.fit(
+        Fusion.of(features(clean), features(clean), features(other) + 1),
+        FeatureDensity.of(clean.twin_features[COPIED_TWIN], clean.groups, 3),
+        GradientResidual.trained(
             (clean.images[:32], clean.input_gradient[:32]), (other.images, other.input_gradient), seed=0, device=CPU
         ),
     ]
@@ -135,32 +137,32 @@ def test_one_pass_sees_what_separate_passes_see(probe: Probe) -> None:
 
     logits = probe.reference(images)
     assert torch.equal(seen.logits, logits)
-    for neighbour in probe.shifts:
+    for neighbour in default_neighbours():
         expected = probe.reference(SPAN.from_unit(neighbour(SPAN.to_unit(images))))
-        assert torch.allclose(seen.shifts[neighbour.name], expected, atol=1e-4)
+        assert torch.allclose(seen.neighbours[neighbour.name], expected, atol=1e-4)
     leaf = SPAN.to_unit(images).requires_grad_()
-    lead = margin(probe.reference(SPAN.from_unit(leaf)), seen.predictions).sum()
+    lead = margin(probe.reference(SPAN.from_unit(leaf)), seen.decision).sum()
     assert seen.input_gradient is not None
     assert torch.allclose(seen.input_gradient, torch.autograd.grad(lead, leaf)[0], atol=1e-4)
     assert all(value.shape == (4, 8) for value in seen.features.values())
 
 
 def test_only_what_is_needed_is_computed(probe: Probe) -> None:
-    seen = probe.observe(scans(2, 8), {Signal.LOGITS})
+    seen = probe.observe(scans(2, 8), Needs())
 
     assert not seen.features
-    assert not seen.shifts
+    assert not seen.neighbours
     assert not seen.twins
     assert seen.input_gradient is None
 
 
 def test_probabilities_are_turned_back_into_logits() -> None:
     bare, soft = Reference.from_onnx(exported()), Reference.from_onnx(exported("softmax"))
-    parts: dict[str, Any] = {"twins": {}, "taps": (), "shifts": (), "span": SPAN, "size": (16, 16)}
+    parts: dict[str, Any] = {"twins": {}, "taps": (), "span": SPAN, "size": (16, 16)}
     images = scans(3, 9)
 
-    plain = Probe(bare, activation=Activation.NONE, **parts).observe(images, ()).logits
-    undone = Probe(soft, activation=Activation.SOFTMAX, **parts).observe(images, ()).logits
+    plain = Probe(bare, activation=Activation.NONE, **parts).observe(images, Needs()).logits
+    undone = Probe(soft, activation=Activation.SOFTMAX, **parts).observe(images, Needs()).logits
 
     classes = plain.argmax(1)
     assert torch.allclose(margin(plain, classes), margin(undone, classes), atol=1e-2)
@@ -178,17 +180,21 @@ def test_the_graph_reaches_the_pixels(ensemble: Ensemble) -> None:
 
 def test_every_detector_keeps_the_contract(ensemble: Ensemble) -> None:
     for member in ensemble.members:
-        check_detector(member.detector, ensemble.probe)
+        check_detector(registry.method(member.detector.name), member.detector, ensemble.probe)
 
 
 class Forgetful:
     """A detector that breaks one promise at a time."""
 
     name, version = "forgetful", "1"
-    needs = frozenset({Signal.LOGITS})
+    needs = Needs()
 
     def __init__(self, score: Callable[[Observation], Tensor]) -> None:
         self._score = score
+
+    @classmethod
+    def fit(cls, _material: Material) -> "Forgetful":
+        return cls(lambda seen: seen.logits[:, 0])
 
     def score(self, seen: Observation) -> Score:
         return Score(self.name, self._score(seen))
@@ -213,7 +219,7 @@ class Forgetful:
 )
 def test_a_broken_promise_is_named(probe: Probe, score: Callable[[Observation], Tensor], sentence: str) -> None:
     with pytest.raises(DetectorError, match=sentence):
-        check_detector(Forgetful(score), probe)
+        check_detector(Forgetful, Forgetful(score), probe)
 
 
 BAD: dict[str, tuple[Callable[[], Tensor], str]] = {

@@ -21,7 +21,7 @@ from detectors.ensemble import SENSITIVE, Channel, Ensemble, Member
 from detectors.methods.shifts import PredictionShift
 from detectors.models.outputs import Activation
 from detectors.models.reference import Reference
-from detectors.neighbours import default_neighbours
+from detectors.neighbours import MedianShift
 from detectors.observation import Span
 from detectors.probe import Probe
 from gateway.pixels.imaging import Rendering, render
@@ -154,12 +154,11 @@ def _clean(profile: Profile) -> torch.Tensor:
 
 
 def _ensemble(model: bytes, clean: torch.Tensor) -> Ensemble:
-    neighbours = tuple(each for each in default_neighbours() if each.name == "median3")
     reference = Reference.from_onnx(model).eval()
     span = Span((0.0,), (1.0,))
     size = (ROWS, COLUMNS)
-    probe = Probe(reference, {}, reference.tap_names, neighbours, activation=Activation.NONE, span=span, size=size)
-    detector = PredictionShift("median3")
+    probe = Probe(reference, {}, reference.tap_names, activation=Activation.NONE, span=span, size=size)
+    detector = PredictionShift(MedianShift())
     with torch.no_grad():
         scores = detector.score(probe.observe(clean, detector.needs)).values
         tail = TailCalibration.fit(scores)

@@ -27,7 +27,7 @@ from detectors.methods.shifts import PredictionShift
 from detectors.models.outputs import Activation
 from detectors.models.reference import Reference
 from detectors.neighbours import default_neighbours
-from detectors.observation import Signal, Span
+from detectors.observation import Needs, Span
 from detectors.probe import Probe
 from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
@@ -87,8 +87,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ProtectedModel:
     directory, model = tmp_path_factory.mktemp("artefact"), onnx_model()
     shifts = tuple(each for each in default_neighbours() if each.name in SHIFTS)
     span = Span((0.0,), (1.0,))
-    probe = Probe(Reference.from_onnx(model), {}, (), shifts, activation=Activation.NONE, span=span, size=(SIDE, SIDE))
-    members = [_member(PredictionShift(each.name), probe) for each in shifts]
+    probe = Probe(Reference.from_onnx(model), {}, (), activation=Activation.NONE, span=span, size=(SIDE, SIDE))
+    members = [_member(PredictionShift(each), probe) for each in shifts]
     loud = torch.stack([member.tail.surprise(_scores(member.detector, probe, 2)) for member in members]).amax(0)
     channels = [Channel("sensitive", 1.0, TailCalibration.fit(loud))]
     joined = channels[0].tail.surprise(
@@ -106,7 +106,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ProtectedModel:
 
 def _scores(detector: PredictionShift, probe: Probe, seed: int) -> torch.Tensor:
     images = torch.from_numpy(noise(seed, 60))
-    return detector.score(probe.observe(images, {Signal.LOGITS, Signal.SHIFTS})).values
+    return detector.score(probe.observe(images, detector.needs)).values
 
 
 def _member(detector: PredictionShift, probe: Probe) -> Member:
@@ -146,7 +146,7 @@ def test_answers_as_the_ensemble_itself_does(engine: LocalEngine, artefact: Arte
     denoised = artefact.denoisers["median"](torch.from_numpy(pixels))
     assert evidence.denoised is not None
     np.testing.assert_allclose(evidence.denoised, denoised.numpy(), atol=1e-6)
-    expected = artefact.ensemble.probe.observe(denoised, ()).logits[0].numpy()
+    expected = artefact.ensemble.probe.observe(denoised, Needs()).logits[0].numpy()
     np.testing.assert_allclose(evidence.denoised_outputs["median"], expected, atol=1e-5)
 
 
@@ -353,7 +353,7 @@ def test_a_scan_is_suspect_at_the_rate_and_passes_above_the_grey_zone(engine: Lo
 def test_in_the_grey_zone_the_readings_are_compared(engine: LocalEngine, case: Case, artefact: Artefact) -> None:
     seen = ask(engine, case, rate=1e-9, grey_p=1.0)
     denoised = artefact.denoisers["median"](torch.from_numpy(noise(11)))
-    raw, after = (artefact.ensemble.probe.observe(x, ()).predictions for x in (torch.from_numpy(noise(11)), denoised))
+    raw, after = (artefact.ensemble.probe.observe(x, Needs()).decision for x in (torch.from_numpy(noise(11)), denoised))
     assert seen.findings[1].outcome is (Outcome.PASSED if torch.equal(raw, after) else Outcome.FAILED)
 
 

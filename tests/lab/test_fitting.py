@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from detectors import registry
 from detectors.artifact import MANIFEST, Artefact
 from detectors.methods.twins import Hardening
 from detectors.observation import LEVEL
@@ -122,7 +123,7 @@ def test_what_was_written_is_what_was_fitted(site: Path, fitted: fitting.Fitted)
     before, after = fitted.ensemble.examine(test.images), loaded.ensemble.examine(test.images)
     assert torch.allclose(before.p_value, after.p_value, atol=0.02)
     for member in loaded.ensemble.members:
-        check_detector(member.detector, loaded.ensemble.probe)
+        check_detector(registry.method(member.detector.name), member.detector, loaded.ensemble.probe)
 
 
 def test_harmless_changes_are_not_flagged_like_attacks(site: Path, fitted: fitting.Fitted) -> None:

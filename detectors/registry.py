@@ -1,0 +1,52 @@
+"""Which methods there are: ours, and those that other installed packages offer."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+
+from detectors.detector import Method
+from detectors.errors import ArtefactError
+from detectors.methods.fusion import Fusion
+from detectors.methods.gradient_residual import GradientResidual
+from detectors.methods.shifts import PredictionShift
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, TwinDisagreement
+from detectors.methods.uad import FeatureDensity
+from detectors.neighbours import default_neighbours
+
+ENTRY_POINTS = "scanward.detectors"
+"""The group in which a package names its methods: `name = "package.module:Method"`."""
+
+_OURS: tuple[Method, ...] = (
+    TwinDisagreement(COPIED_TWIN),
+    TwinDisagreement(SMALL_TWIN),
+    *(PredictionShift(neighbour) for neighbour in default_neighbours()),
+    GradientResidual,
+    FeatureDensity,
+    Fusion,
+)
+OURS: Mapping[str, Method] = {method.name: method for method in _OURS}
+DEFAULT = tuple(OURS)
+"""Those that `fit` fits unless it is told otherwise."""
+
+
+def method(name: str) -> Method:
+    """The method of a name; a plug-in is imported only when it is asked for.
+
+    Raises:
+        ArtefactError: there is none, or a plug-in goes by another name than it is offered under.
+    """
+    if name in OURS:
+        return OURS[name]
+    found = offered().get(name)
+    if found is None:
+        raise ArtefactError(f"no detector is called {name!r}")
+    loaded: Method = entry_points(group=ENTRY_POINTS)[name].load()
+    if loaded.name != name:
+        raise ArtefactError(f"{found} offers {loaded.name!r} as {name!r}")
+    return loaded
+
+
+@cache
+def offered() -> Mapping[str, str]:
+    """By name, the object reference of every plug-in; none may take the name of one of ours."""
+    return {each.name: each.value for each in entry_points(group=ENTRY_POINTS) if each.name not in OURS}
