@@ -12,6 +12,7 @@ from typing import cast
 
 import onnx
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
@@ -327,7 +328,7 @@ class _bar:  # noqa: N801 - used as a function
     def __init__(self, epochs: int) -> None:
         self._progress = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(), console=Console(stderr=True),
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=epochs, loss=float("nan"))
 

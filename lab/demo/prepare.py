@@ -78,7 +78,7 @@ class _Workshop:
 
     def all(self) -> dict[Preparation, Prepared]:
         """One scan for each preparation."""
-        clean = next(self.specimens)
+        clean = self._ordinary()
         plain, signed = self._undefended(clean.stored), self._signed(clean.as_dicom(clean.stored), "ct")
         strange = self._signed(clean.as_dicom(clean.stored), "stranger")
         return {
@@ -86,7 +86,7 @@ class _Workshop:
             Preparation.PIXEL_CHANGED: Prepared(flip_pixel_bit(signed), plain),
             Preparation.STRIPPED: Prepared(strip_signatures(signed), plain),
             Preparation.STRANGER: Prepared(strange, plain),
-            Preparation.UNSIGNED: self._unsigned(next(self.specimens)),
+            Preparation.UNSIGNED: self._unsigned(self._ordinary()),
             Preparation.ATTACKED: self._attacked(signer=None),
             Preparation.ATTACKED_THEN_SIGNED: self._attacked(signer="ct"),
             Preparation.GREY: self._grey(),
@@ -101,6 +101,14 @@ class _Workshop:
             specimen = self.material.specimen(index)
             if self._undefended(specimen.stored) == self.profile.classes[specimen.label]:
                 yield specimen
+
+    def _ordinary(self) -> Specimen:
+        """The next specimen that no detector finds odd: one clean scan in twenty is, and has a row of its own."""
+        for specimen in self.specimens:
+            image = render(specimen.stored, self.material.rendering, self.profile)
+            if float(self.artefact.ensemble.examine(image).p_value[0]) > GREY:
+                return specimen
+        raise LookupError("every clean specimen looks odd to the detectors")
 
     def _undefended(self, stored: Tensor) -> str:
         """What the served model, asked directly, says of stored values."""

@@ -94,6 +94,14 @@ def test_the_same_seed_gives_the_same_weights(trained: Classifier) -> None:
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
 
 
+def test_progress_goes_to_stderr_since_stdout_is_for_documents(capfd: pytest.CaptureFixture[str]) -> None:
+    train_classifier(*discs(32, 0), classes=2, recipe=SMALL)
+
+    shown = capfd.readouterr()
+    assert not shown.out
+    assert "training" in shown.err
+
+
 def test_training_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
