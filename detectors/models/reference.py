@@ -62,8 +62,11 @@ class Reference(nn.Module):
         self._places = [self._locate(node) for node in self._nodes]
         self._spent = self._last_uses()
         self.tap_names = _default_taps(self._nodes, self._constants)
-        # convolutions on CPU and GPU run faster on channels-last weights, and the layout spreads from them
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.eval().requires_grad_(False)
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.ndim == 4:
+                # convolutions on CPU and GPU run faster on channels-last weights, and the layout spreads from them
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
     @classmethod
     def from_onnx(cls, model: bytes, output: str | None = None) -> "Reference":

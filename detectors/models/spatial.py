@@ -234,10 +234,11 @@ def slice_axes(node: Node, x: Tensor, *bounds: Tensor | None) -> Tensor:
     first, last = first or node.get("starts"), last or node.get("ends")
     chosen = axes or node.get("axes") or list(range(len(first)))
     for start, end, axis, stride in zip(first, last, chosen, steps or [1] * len(first), strict=True):
+        places = range(*slice(start, end, stride).indices(x.shape[axis]))  # exporters write 2**63 for "to the end"
         if stride > 0:
-            x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, stride),)]
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(places.start, places.stop, stride),)]
         else:
-            x = x.index_select(axis, torch.tensor(range(x.shape[axis])[start:end:stride], device=x.device))
+            x = x.index_select(axis, torch.tensor(places, device=x.device))
     return x
 
 
