@@ -95,7 +95,7 @@ class Review:
             record = Confirmed(held.id, held.scan_sha256, held.route, person.name, person.reason)
             self._audit.append(record).result()
             self._metrics.acted(Confirmed.kind)
-            return self._quarantine.decide(identity, State.CONFIRMED, (self._act(person),))
+            return self._quarantine.decide(held, State.CONFIRMED, (self._act(person),))
 
     # -- what `service.release` asks --
 
@@ -134,17 +134,17 @@ class Review:
                 record = Agreed(held.id, held.scan_sha256, held.route, person.name, person.reason)
                 self._audit.append(record).result()
                 self._metrics.acted(Agreed.kind)
-                return self._quarantine.decide(held.id, State.HELD, acts), None
+                return self._quarantine.decide(held, State.HELD, acts), None
         verdict = Verdict(Disposition.ADMIT, (), unsafe, released_by=tuple(act.by for act in acts))
         self._audit.append(_released(held, person, case, verdict)).result()
         if held.state is State.HELD:
-            held = self._quarantine.decide(held.id, State.RELEASED, acts)
+            held = self._quarantine.decide(held, State.RELEASED, acts)
             self._metrics.acted(Released.kind, unsafe)
         return held, verdict
 
     def settle(self, held: Held, case: Case, reply: Reply) -> Held:
-        """Keep the answer to a released scan, and give it to whoever sends the same bytes again."""
-        held = self._quarantine.decide(held.id, State.RELEASED, held.acts, reply, Examination.of(case, reply.verdict))
+        """Keep the answer to a released scan, and give it to whoever it was released for and sends the same bytes again."""
+        held = self._quarantine.decide(held, State.RELEASED, held.acts, reply, Examination.of(case, reply.verdict))
         self._publish(held)
         return held
 

@@ -93,6 +93,11 @@ class Held:
         """Who sent it last."""
         return self.examinations[-1].source
 
+    @property
+    def questions(self) -> frozenset[str]:
+        """Under which the ledger remembers what was said of the scan; of those examinations that are kept."""
+        return frozenset(examination.question for examination in self.examinations)
+
     def with_examination(self, examination: Examination) -> Held:
         """The case with one examination more, of which the first and the newest are kept."""
         examinations = (*self.examinations, examination)
@@ -106,7 +111,7 @@ class Held:
         What people said stands for the questions that they were asked. A release whose answer went out is over, so a
         scan that is held after it needs a new one; what was confirmed to be bad stays so.
         """
-        known = examination.question in {earlier.question for earlier in self.examinations}
+        known = examination.question in self.questions
         again = self.with_examination(examination)
         if self.state is State.CONFIRMED or (known and self.reply is None):
             return again

@@ -155,7 +155,7 @@ class Quarantine:
 
     def decide(
         self,
-        identity: str,
+        before: Held,
         state: State,
         acts: tuple[Act, ...],
         reply: Reply | None = None,
@@ -163,16 +163,25 @@ class Quarantine:
     ) -> Held:
         """Write down where a scan stands now and who said so; on disk when this returns.
 
+        What was asked about the scan only since `before`, nobody has let go: then the case stays as it is, open for
+        another decision, and what comes back is what was decided about `before`. A scan that stays out stays out.
+
         `reply` and `examination`: of a release that was carried out, its answer and what that was given on.
 
         Raises:
             Overloaded: the disk is full or fails. A full quarantine does not hinder a decision: it is what empties it.
         """
+
+        def decided(held: Held) -> Held:
+            held = replace(held, state=state, acts=acts, reply=reply)
+            return held if examination is None else held.with_examination(examination)
+
         with _disk(), self._lock:
-            held = replace(self._load(identity), state=state, acts=acts, reply=reply)
-            held = held if examination is None else held.with_examination(examination)
-            self._store_case(held, bounded=False)
-        return held
+            now = self._load(before.id)
+            if state is not State.CONFIRMED and not now.questions <= decided(before).questions:
+                return decided(before)
+            self._store_case(decided(now), bounded=False)
+        return decided(now)
 
     def remove(self, held: Held) -> bool:
         """Forget a scan and what is known about it; gone from disk when this returns.

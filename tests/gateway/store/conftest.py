@@ -93,12 +93,15 @@ class Model:
     needs_image: bool = True
     seen: list[list[str]] = field(default_factory=list)
     fails: bool = False
+    meanwhile: Callable[[], object] = lambda: None
+    """What happens while it works."""
 
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
         assert verdict.disposition is Disposition.ADMIT
         self.seen.append(_kinds(self.log))
         if self.fails:
             raise UpstreamError("the model did not answer")
+        self.meanwhile()
         return PREDICTION
 
 

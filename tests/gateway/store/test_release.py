@@ -245,6 +245,37 @@ def test_a_new_question_about_a_released_scan_holds_it_again(house, digests):
     assert house.protect(source=Source("another")).verdict.disposition is Disposition.QUARANTINE
 
 
+def test_a_release_answers_nobody_who_asked_while_the_model_worked(house):
+    """People let the scan go for those who had sent it; another source is another question, and waits for them."""
+    identity, another = house.hold(), Source("another")
+    house.model.meanwhile = lambda: house.hold(source=another)
+    reply = house.release(identity).reply
+    assert house.protect() == reply
+    assert house.protect(source=another).verdict.disposition is Disposition.QUARANTINE
+    house.model.meanwhile = lambda: None
+    waiting = house.quarantine.show(identity)
+    assert (waiting.state, waiting.acts, waiting.reply) == (State.HELD, (), None)
+    house.reopen()
+    assert house.protect(source=another).verdict.disposition is Disposition.QUARANTINE
+    assert house.release(identity, BEN).reply.verdict.released_by == ("ben",)
+    assert house.protect(source=another).verdict.released_by == ("ben",)
+
+
+def test_an_agreement_is_not_one_to_what_was_asked_at_that_moment(house):
+    house.serve(TWO_EYES)
+    identity, decide = house.hold(), house.quarantine.decide
+
+    def late(*arguments):
+        house.quarantine.decide = decide
+        house.hold(source=Source("another"))
+        return decide(*arguments)
+
+    house.quarantine.decide = late
+    house.release(identity)
+    assert house.quarantine.show(identity).acts == ()
+    assert house.release(identity, BEN).state is State.HELD
+
+
 def test_the_bytes_are_given_out_only_on_record(house):
     identity = house.hold()
     house.sink.commits_left = 0
