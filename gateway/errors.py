@@ -6,7 +6,7 @@ GatewayError
 │   ├── Settled     where the scan stands, or the configuration, does not allow it
 │   └── TooLarge    the object is larger than any that is taken
 ├── Overloaded      no room now: the sender may try again
-│   └── Unheld      the scan was decided about, and there was no room to hold it
+│   └── Unkept      the scan was decided about, and there was no room to hold it or to hand it on
 ├── Abandoned       nobody waits for the answer any more
 ├── UpstreamError   the protected model did not answer
 │   └── NotTaken    and never will for this scan
@@ -58,8 +58,8 @@ class Overloaded(GatewayError):  # noqa: N818 - the word of the status table
         self.retry_after_s = retry_after_s
 
 
-class Unheld(Overloaded):
-    """A scan that was to be held could not be put on disk; that is on record, and nothing was acknowledged."""
+class Unkept(Overloaded):
+    """A scan that was to be held or handed on could not be put on disk; that is on record, nothing acknowledged."""
 
 
 class Abandoned(GatewayError):  # noqa: N818 - a state, as above

@@ -143,7 +143,7 @@ class Review:
         return held, verdict
 
     def settle(self, held: Held, case: Case, reply: Reply) -> Held:
-        """Keep the answer to a released scan, and give it to whoever it was released for and sends the same bytes again."""
+        """Keep the answer to a released scan, and give it to those it was released for when they send it again."""
         held = self._quarantine.decide(held, State.RELEASED, held.acts, reply, Examination.of(case, reply.verdict))
         self._publish(held)
         return held

@@ -16,7 +16,7 @@ from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
-from gateway.errors import GatewayError, Overloaded, ScanError, Settled, Unheld, UpstreamError
+from gateway.errors import GatewayError, Overloaded, ScanError, Settled, Unkept, UpstreamError
 from gateway.finding import Outcome
 from gateway.pipeline import Pipeline
 from gateway.policy import MONITOR, SIGNATURE, UNSIGNED, Context, ServicePolicy
@@ -124,7 +124,7 @@ class ProtectionService:
             ScanError: there is no such route, or it takes no bare tensors.
             Overloaded: its sender has sent too much, or too much that was held.
             UpstreamError: the scan was admitted, but the protected model did not answer.
-            Unheld: the scan was to be held, and there was no room for it.
+            Unkept: the scan was to be held, or kept until it can be handed on, and there was no room for it.
             AuditError: a record could not be made durable; nothing was answered.
         """
         started = time.perf_counter()
@@ -288,7 +288,7 @@ class ProtectionService:
                 return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
             except Overloaded as error:
                 self._record(Failed.of(case, error))
-                raise Unheld(str(error)) from None
+                raise Unkept(str(error), retry_after_s=error.retry_after_s) from None
         if not verdict.disposition.admitted or route.upstream is None:
             return Consequence()
         if verdict.instead_of is not None and route.upstream.needs_image and case.image is None:
@@ -299,6 +299,9 @@ class ProtectionService:
         except UpstreamError as error:
             self._record(Failed.of(case, error))
             raise
+        except Overloaded as error:
+            self._record(Failed.of(case, error))
+            raise Unkept(str(error), retry_after_s=error.retry_after_s) from None
 
 
 def _is_kept(case: Case, verdict: Verdict) -> bool:

@@ -107,6 +107,11 @@ class Throttle:
             account.scans.take(1, now)
             account.bytes.take(size, now)
 
+    def wasted(self, source: Source, size: int) -> None:
+        """Take bytes from the caller's account that were read from it and became no scan."""
+        with self._lock:
+            self._account(source).bytes.take(size, self._clock())
+
     def held(self, source: Source) -> None:
         """One of the caller's scans was held."""
         with self._lock:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gateway.errors import AuditError, GatewayError, Overloaded, TooLarge
 from gateway.receivers.commands import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, CommandError
+from gateway.receivers.identity import Credentials
 from gateway.receivers.part10 import file_meta
 from gateway.receivers.status import status_of
 from gateway.receivers.upper_layer import Fragment, ProtocolError, Request, UpperLayer
@@ -26,7 +27,7 @@ class Keeper(Protocol):
     def object_bytes_max(self) -> int:
         """Of one object; more of it is not even thrown away."""
 
-    def take(self, writer: SpoolWriter, *, route: str, source: Source) -> None:
+    def take(self, writer: SpoolWriter, *, route: str, source: Source, shown: Credentials) -> None:
         """Take a whole object into custody; raises `GatewayError` where it is not taken."""
 
     def refused(self, error: GatewayError, source: Source) -> None:
@@ -44,13 +45,16 @@ class Association:
         keeper: Keeper,
         route: str,
         source: Source,
+        shown: Credentials,
     ) -> None:
+        """`shown`: what the peer brought to show that it is `source`."""
         self._layer = layer
         self._abstract = {number: abstract for number, abstract, _ in request.contexts}
         self._accepted = accepted
         self._keeper = keeper
         self._route = route
         self._source = source
+        self._shown = shown
         self._in_message = False
 
     def run(self) -> None:
@@ -113,7 +117,7 @@ class Association:
                     self._discard(context, fragments)
             else:
                 try:
-                    self._keeper.take(writer, route=self._route, source=self._source)
+                    self._keeper.take(writer, route=self._route, source=self._source, shown=self._shown)
                 except GatewayError as refusal:
                     error = refusal
         if error is None:

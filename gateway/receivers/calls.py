@@ -14,11 +14,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from gateway.callers.throttle import Throttle
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, GatewayError, Overloaded, Unheld, UpstreamError
+from gateway.errors import AuditError, GatewayError, Overloaded
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Caller, Credentials
 from gateway.receivers.patience import Patience
-from gateway.receivers.receiver import CutOff, NotPermitted, Refusals
+from gateway.receivers.receiver import ON_RECORD, CutOff, NotPermitted, Refusals
 from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
 from gateway.scan import ANONYMOUS, Source
@@ -132,7 +132,7 @@ class Calls:
         if context.code() is not None:
             raise error  # the handler has ended the call itself
         told = None
-        if isinstance(error, UpstreamError | Unheld | AuditError):  # on record already, but the last, which cannot be
+        if isinstance(error, ON_RECORD):
             _log.warning("call_failed", receiver=self._receiver, source=source, error=type(error).__name__)
             if error.retry_after_s is not None:
                 context.set_trailing_metadata(_try_again(error, error.retry_after_s))

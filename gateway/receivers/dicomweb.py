@@ -25,9 +25,10 @@ from gateway.receivers.crowd import CrowdListener
 from gateway.receivers.gate import Gate
 from gateway.receivers.identity import Caller, Credentials
 from gateway.receivers.multipart import Begin, Data, Multipart, boundary_of
-from gateway.receivers.receiver import CutOff, Inflation, Mismatched, Refusals, Unauthenticated
+from gateway.receivers.receiver import ON_RECORD, CutOff, Inflation, Mismatched, Refusals, Unauthenticated
 from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
+from gateway.receivers.stow_body import Receive, Waste, events
 from gateway.receivers.stow_response import JSON, XML, Stored, body, problem, status
 from gateway.scan import ANONYMOUS, Scan
 from gateway.service import ProtectionService
@@ -47,7 +48,6 @@ _STRANGERS_PER_ADDRESS_MAX = 16
 """Connections from one address on which no request has come yet; never more than a quarter of all."""
 
 _log = structlog.get_logger(__name__)
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -57,6 +57,12 @@ class _HttpError(Exception):
     def __init__(self, code: int, said: str) -> None:
         super().__init__(said)
         self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    route: str
+    study: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +81,20 @@ class _Part:
     writer: SpoolWriter
     failure: GatewayError | None
     """Why it is read to its end and not kept."""
+    waste: Waste
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes, or note why they are not taken."""
-        if self.failure is not None:
-            return
-        try:
-            self.writer.write(data)
-        except (TooLarge, Overloaded) as error:
-            self.failure = error
-            self.writer.discard()
+        """Take the next bytes, or note why they are not taken; raises `TooLarge` where too much is thrown away."""
+        if self.failure is None:
+            try:
+                self.writer.write(data)
+            except (TooLarge, Overloaded) as error:
+                self.failure = error
+                self.writer.discard()
+                self.waste.pay(self.writer.size)
+                self.waste.take(len(data))
+        else:
+            self.waste.take(len(data))
 
 
 class StowReceiver:
@@ -145,8 +155,10 @@ class StowReceiver:
         self._listener.known(scope["client"])
         source, headers = ANONYMOUS, [(b"content-type", b"text/plain")]
         try:
-            request = self._admit(scope)
-            source = request.caller.source.identity
+            asked = _asked(scope)
+            caller = self._gate().admit(_shown(scope))
+            source = caller.source.identity
+            request = self._admit(asked, caller, _headers(scope))
             with self._throttle.call(request.caller.source):
                 stored = await self._store(request, receive)
             code, answer = status(stored), body(stored, request.accepts)
@@ -166,45 +178,35 @@ class StowReceiver:
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    def _admit(self, scope: dict[str, Any]) -> _Request:
-        """Who asks for what, before any byte of the body is taken."""
-        found = _PATH.fullmatch(scope["path"])
-        if found is None:
-            raise _HttpError(404, "there is nothing here but studies")
-        if scope["method"] != "POST":
-            raise _HttpError(405, "instances are stored with POST")
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        names: Credentials = scope["state"].get("names", Credentials())
-        shown = replace(names, token=token.strip() if scheme.lower() == "bearer" else "") if scheme else names
-        caller = self._gate().admit(shown)
+    def _admit(self, asked: _Asked, caller: Caller, headers: dict[str, str]) -> _Request:
+        """Whether a known caller may have what it asks for, before any byte of the body is taken."""
         caller.require(frozenset({Role.SUBMIT}))
-        route = caller.route(found["route"] or "", by_rule=True)
+        route = caller.route(asked.route, by_rule=True)
         self._throttle.admit(caller.source)
         boundary = boundary_of(headers.get("content-type", ""))
         if boundary is None:
             raise _HttpError(415, 'the body must be multipart/related; type="application/dicom"')
         accepted = headers.get("accept", JSON)
         accepts = XML if XML in accepted and JSON not in accepted else JSON
-        return _Request(caller, route, found["study"], boundary, accepts)
+        return _Request(caller, route, asked.study, boundary, accepts)
 
     async def _store(self, request: _Request, receive: Receive) -> list[Stored]:
         """Take part after part from the body; each is examined before the next is read."""
         parts, stored = Multipart(request.boundary), list[Stored]()
+        waste = Waste(self._throttle, request.caller.source, self._spool.bytes_max_per_object)
         part: _Part | None = None
         try:
-            async for data in _pieces(receive, self._config.idle_s_max):
-                for event in parts.feed(data):
-                    if isinstance(event, Begin):
-                        if len(stored) >= self._config.instances_max:
-                            raise TooLarge(f"more than {self._config.instances_max} instances in one request")
-                        part = _Part(self._open(request), _foreign(event.media_type))
-                        continue
-                    assert part is not None
-                    if isinstance(event, Data):
-                        part.write(event.data)
-                    else:
-                        stored.append(await self._finish(part, request))
+            async for event in events(receive, self._config.idle_s_max, parts, waste):
+                if isinstance(event, Begin):
+                    if len(stored) >= self._config.instances_max:
+                        raise TooLarge(f"more than {self._config.instances_max} instances in one request")
+                    part = _Part(self._open(request), _foreign(event.media_type), waste)
+                    continue
+                assert part is not None
+                if isinstance(event, Data):
+                    part.write(event.data)
+                else:
+                    stored.append(await self._finish(part, request))
         finally:
             if part is not None:
                 part.writer.discard()
@@ -223,7 +225,7 @@ class StowReceiver:
 
     def _examine(self, part: _Part, request: _Request) -> Stored:
         """What became of one instance; a failure is its own, and the request goes on."""
-        scan = None
+        scan, asked = None, False
         try:
             if part.failure is not None:
                 raise part.failure
@@ -239,10 +241,14 @@ class StowReceiver:
                     scan = replace(scan, route=request.caller.route(self._service().route_by_rule(scan)))
                 if request.study is not None and _study_of(scan) != request.study:
                     raise Mismatched("the instance belongs to another study than the one asked for")
+                asked = True
                 return Stored.answered(scan, self._service().protect(scan, deadline))
         except GatewayError as error:
-            with suppress(AuditError):
-                self._refusals.refused(error, request.caller.source.identity)
+            if scan is not None and not asked:
+                self._throttle.wasted(request.caller.source, len(scan.data))
+            if not isinstance(error, ON_RECORD):
+                with suppress(AuditError):
+                    self._refusals.refused(error, request.caller.source.identity)
             return Stored.failed(error, scan)
 
     async def _turned_away(self, error: GatewayError, source: str) -> tuple[int, bytes]:
@@ -300,23 +306,28 @@ def _settings(config: StowConfig, app: StowReceiver) -> uvicorn.Config:
     )
 
 
+def _asked(scope: dict[str, Any]) -> _Asked:
+    found = _PATH.fullmatch(scope["path"])
+    if found is None:
+        raise _HttpError(404, "there is nothing here but studies")
+    if scope["method"] != "POST":
+        raise _HttpError(405, "instances are stored with POST")
+    return _Asked(found["route"] or "", found["study"])
+
+
+def _headers(scope: dict[str, Any]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _shown(scope: dict[str, Any]) -> Credentials:
+    """What the request brought to show who makes it: the names in its connection's certificate, and a token."""
+    scheme, _, token = _headers(scope).get("authorization", "").partition(" ")
+    names: Credentials = scope["state"].get("names", Credentials())
+    return replace(names, token=token.strip() if scheme.lower() == "bearer" else "") if scheme else names
+
+
 def _foreign(media_type: str) -> GatewayError | None:
     return None if media_type == "application/dicom" else ScanError("a part is not application/dicom")
-
-
-async def _pieces(receive: Receive, idle_s: float) -> Any:
-    """The body as it comes; raises CutOff where the sender went away or says nothing for that long."""
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), idle_s)
-        except TimeoutError:
-            raise CutOff("the sender said nothing for too long") from None
-        if message["type"] != "http.request":
-            raise CutOff("the sender went away")
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body"):
-            return
 
 
 def _study_of(scan: Scan) -> str | None:

@@ -205,7 +205,7 @@ class DimseReceiver:
             route, source = found
             accepted = agreed(request, _takes, SYNTAXES)
             layer.accept(request, accepted)
-            Association(layer, request, accepted, self, route, source).run()
+            Association(layer, request, accepted, self, route, source, shown).run()
         finally:
             with self._lock:
                 self._associations -= 1
@@ -227,7 +227,7 @@ class DimseReceiver:
         except AuditError:
             return CONGESTION
 
-    def take(self, writer: SpoolWriter, *, route: str, source: Source) -> None:
+    def take(self, writer: SpoolWriter, *, route: str, source: Source, shown: Credentials) -> None:
         """Look whether a whole object can be read, then take it into custody.
 
         Raises:
@@ -241,7 +241,7 @@ class DimseReceiver:
                 raise ScanError(scan.defect.detail if scan.defect is not None else "")
             if any(_values(scan.elements, tag) != {scan.elements.meta[meta]} for meta, tag in _IDENTITY):
                 raise Mismatched("SOP Class or Instance UID is another than in the command")
-            route = self._nodes().direct(scan)
+            route = self._nodes().direct(scan, shown)
         self._wait_for_turn(source, len(data))
         self._inbox.take(data, sha256, route=route, receiver=RECEIVER, source=source)
 

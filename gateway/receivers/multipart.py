@@ -31,6 +31,13 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
+class Aside:
+    """Bytes before the first part or after the last, which mean nothing (RFC 2046 5.1.1)."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The part is whole."""
 
@@ -57,7 +64,7 @@ class Multipart:
         """Whether the closing delimiter was seen."""
         return self._state is _State.AFTER
 
-    def feed(self, data: bytes) -> Iterator[Begin | Data | End]:
+    def feed(self, data: bytes) -> Iterator[Begin | Data | End | Aside]:
         """What the next bytes of the body bring; raises ScanError on a part without an end to its header."""
         self._buffer += data
         more = True
@@ -69,6 +76,8 @@ class Multipart:
                     yield Data(data)
                 if inside and more:
                     yield End()
+                if not inside and data:
+                    yield Aside(len(data))
             elif self._state is _State.DELIMITER:
                 more = len(self._buffer) >= 2
                 if more:
@@ -77,7 +86,8 @@ class Multipart:
                 yield Begin(_media_type(header))
             else:
                 more = False
-        if self._state is _State.AFTER:
+        if self._state is _State.AFTER and self._buffer:
+            yield Aside(len(self._buffer))
             self._buffer.clear()
 
     def _up_to_delimiter(self) -> tuple[bytes, bool]:

@@ -45,31 +45,40 @@ class Nodes:
             Unauthenticated: no source has it, or the certificate is another's.
             NotPermitted: it may not send scans, or not to this route.
         """
-        found = next((each for each in self.sources if each.calling_ae == calling_ae), None)
-        if found is None:
-            raise Unauthenticated("the calling AE title belongs to no configured source")
-        subject_differs = found.tls_subject is not None and found.tls_subject != shown.common_name
-        name_differs = found.tls_san is not None and found.tls_san not in shown.alternative_names
-        if subject_differs or name_differs:
-            raise Unauthenticated("the client certificate is not that of the calling AE title")
+        found = self._source(calling_ae, shown)
         if Role.SUBMIT not in found.roles or route not in (*found.routes, BY_RULE):
             raise NotPermitted("this source may not use that route")
         return _source(found)
 
-    def direct(self, scan: Scan) -> str:
+    def direct(self, scan: Scan, shown: Credentials) -> str:
         """The route that a scan takes: that of its association, or the one that the rules choose.
 
-        Asked for each scan: an association that was opened before a reload has no more rights than a new one.
+        Asked for each scan: an association that was opened before a reload has no more rights than a new one, and
+        what its sender `shown` when it was opened is looked at again.
 
         Raises:
             ScanError: no rule takes it.
             NotPermitted: its source may not use that route, or is not any more what it was.
         """
         chosen = scan.route if scan.route != BY_RULE else self.routing.route_of(scan)
-        same = [each for each in self.sources if _source(each) == scan.source]
-        if not any(Role.SUBMIT in each.roles and chosen in each.routes for each in same):
+        try:
+            found = self._source(scan.source.calling_ae, shown)
+        except Unauthenticated:
+            raise NotPermitted("the sender is not any more whom it was taken for") from None
+        if _source(found) != scan.source or Role.SUBMIT not in found.roles or chosen not in found.routes:
             raise NotPermitted("this source may not use that route")
         return chosen
+
+    def _source(self, calling_ae: str | None, shown: Credentials) -> SourceConfig:
+        """The source with this AE title and this certificate; raises Unauthenticated."""
+        found = next((each for each in self.sources if calling_ae is not None and each.calling_ae == calling_ae), None)
+        if found is None:
+            raise Unauthenticated("the calling AE title belongs to no configured source")
+        subject_differs = found.tls_subject is not None and found.tls_subject != shown.common_name
+        name_differs = found.tls_san is not None and found.tls_san not in shown.alternative_names
+        if subject_differs or name_differs:
+            raise Unauthenticated("the client certificate is not that of the calling AE title")
+        return found
 
 
 def _source(configured: SourceConfig) -> Source:

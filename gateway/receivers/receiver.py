@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from gateway.deadline import Deadline
-from gateway.errors import GatewayError, Overloaded, ScanError
+from gateway.errors import AuditError, GatewayError, Overloaded, ScanError, Unkept, UpstreamError
 from gateway.scan import ANONYMOUS
 from signing import DicomError
 from signing.dictionary import DEFLATED
@@ -50,6 +50,10 @@ class Mismatched(ScanError):  # noqa: N818 - as above
 
 class Repeated(GatewayError):  # noqa: N818 - as above
     """Stands in the log for refusals that were not recorded one by one."""
+
+
+ON_RECORD = (UpstreamError, Unkept, AuditError)
+"""Errors of a scan that was decided about: the log has them already, but for the last, which it cannot have."""
 
 
 class Refusals:

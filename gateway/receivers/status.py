@@ -19,7 +19,7 @@ from gateway.errors import (
     ScanError,
     Settled,
     TooLarge,
-    Unheld,
+    Unkept,
     UpstreamError,
 )
 from gateway.receivers.receiver import CutOff, Mismatched, NotPermitted, Unauthenticated
@@ -72,7 +72,7 @@ ERRORS: Mapping[type[Exception], Status] = MappingProxyType(
         Abandoned: Status(grpc.StatusCode.DEADLINE_EXCEEDED, 504, _OUT_OF_RESOURCES),
         NotHeld: Status(grpc.StatusCode.NOT_FOUND, 404, _CANNOT_UNDERSTAND),
         Settled: Status(grpc.StatusCode.FAILED_PRECONDITION, 409, _CANNOT_UNDERSTAND),
-        Unheld: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
+        Unkept: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
         Overloaded: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 503, _OUT_OF_RESOURCES),
         NotTaken: Status(grpc.StatusCode.UNAVAILABLE, 502, _PROCESSING_FAILURE),
         UpstreamError: Status(grpc.StatusCode.UNAVAILABLE, 502, _PROCESSING_FAILURE),

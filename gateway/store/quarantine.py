@@ -275,7 +275,9 @@ class Quarantine:
             )
         except BaseException:
             self._drop(part.path, part.size)
-            self._drop(path, 0)
+            with contextlib.suppress(OSError):  # the case first, which may be there: only its name was not made durable
+                self._path(identity, "case").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise
 
     def _add(self, identity: str, examination: Examination, part: _Part | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway import durable
 from gateway.errors import ConfigError, Overloaded, ScanError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.scan import Scan, Source
@@ -202,6 +204,22 @@ def test_a_full_quarantine_is_overload_and_leaves_nothing_behind(open_quarantine
     quarantine.hold(make_case(b"small"), HELD)
     with pytest.raises(Overloaded, match="full"):
         open_quarantine(bytes_max=3 * MIB).hold(make_case(b"after a restart"), HELD)
+
+
+def test_a_name_that_cannot_be_made_durable_leaves_nothing_behind(open_quarantine, directory, make_case, monkeypatch):
+    """A case without its scan would promise bytes that are not there."""
+    quarantine, sync = open_quarantine(), durable.sync_directory
+
+    def fails(path: Path) -> None:
+        monkeypatch.setattr(durable, "sync_directory", sync)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_directory", fails)
+    with pytest.raises(Overloaded, match="EIO"):
+        quarantine.hold(make_case(b"a scan"), HELD)
+    assert (list(directory.iterdir()), quarantine._used) == ([], 0)
+    identity = quarantine.hold(make_case(b"a scan"), HELD)
+    assert _bytes(open_quarantine(), identity) == b"a scan"
 
 
 def test_many_small_scans_count_whole_blocks(open_quarantine, make_case):

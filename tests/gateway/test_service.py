@@ -22,7 +22,7 @@ from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Case
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, ScanError, Unheld, UpstreamError
+from gateway.errors import AuditError, Overloaded, ScanError, Unkept, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.pipeline import Pipeline
 from gateway.policy import DETECTION, ServicePolicy
@@ -80,12 +80,15 @@ class Model:
     name: str = "ct"
     seen: list[list[str]] = field(default_factory=list)
     fails: bool = False
+    full: bool = False
     needs_image: bool = False
 
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
         self.seen.append(_kinds(self.log))
         if self.fails:
             raise UpstreamError("the model did not answer")
+        if self.full:
+            raise Overloaded("what waits here has no room for another object")
         return PREDICTION
 
 
@@ -241,11 +244,19 @@ def test_a_model_that_does_not_answer_is_recorded_and_may_be_asked_again(house):
 
 def test_a_full_quarantine_acknowledges_nothing_and_its_failure_is_on_record_by_the_scans_digest(house):
     data = b"q" + bytes(2 << 20)
-    with pytest.raises(Unheld):
+    with pytest.raises(Unkept):
         house.protect(data)
     decided, failed = _records(house.log)
     assert (decided["kind"], failed["kind"], failed["error"]) == ("decided", "failed", "Overloaded")
     assert failed["scan_sha256"] == decided["scan_sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_scan_that_cannot_be_handed_on_has_failed_and_was_not_refused(house):
+    """It was decided about: its sender hears that there is no room, as of a failure that is on record already."""
+    house.model.full = True
+    with pytest.raises(Unkept, match="no room"):
+        house.protect(b"a scan")
+    assert _kinds(house.log) == ["decided", "failed"]
 
 
 def test_the_same_scan_gets_the_same_answer_and_is_examined_once(house):

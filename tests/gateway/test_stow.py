@@ -19,7 +19,7 @@ from pydicom.data import get_testdata_file
 from gateway.app.assembly import AUDIT_LOG
 from gateway.audit.sqlite import SqliteReader
 from gateway.errors import ScanError
-from gateway.receivers.multipart import HEADER_BYTES_MAX, Begin, Data, End, Multipart, boundary_of
+from gateway.receivers.multipart import HEADER_BYTES_MAX, Aside, Begin, Data, End, Multipart, boundary_of
 from gateway.testing import GatewayProcess, Site
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
@@ -32,6 +32,15 @@ address = "127.0.0.1:0"
 unsafe_plaintext = true
 instances_max = 10
 idle_s_max = 3.0
+[limits.enrolled]
+scans_per_s = 1000.0
+scans_burst = 1000
+bytes_per_s = 1.0
+bytes_burst = 1048576
+holds_per_hour = 1000.0
+holds_burst = 1000
+calls_share = 1.0
+spool_share = 1.0
 """
 
 
@@ -134,6 +143,74 @@ def test_more_instances_than_a_request_may_have_are_too_many(site: Site, gateway
     assert post(site, gateway, *[MR.read_bytes()] * 11).status == 413
 
 
+HEAD, END = b"--XX\r\nContent-Type: application/dicom\r\n\r\n", b"\r\n--XX--"
+
+
+def post_without_end(site: Site, gateway: GatewayProcess, body: bytes) -> tuple[int, int]:
+    """A body that goes on in zeros for as long as it is taken; returns the status and how much was taken."""
+    assert gateway.addresses.http is not None
+    connection = http.client.HTTPConnection(gateway.addresses.http, timeout=60)
+    connection.putrequest("POST", "/open/studies")
+    for name, value in (("Content-Type", TYPE), ("Authorization", f"Bearer {site.tokens['scanner']}")):
+        connection.putheader(name, value)
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    taken, piece = 0, bytes(65536)
+    connection.send(b"%x\r\n%s\r\n" % (len(body), body))
+    while not select.select([connection.sock], [], [], 0)[0]:
+        connection.send(b"10000\r\n" + piece + b"\r\n")
+        taken += len(piece)
+    return connection.getresponse().status, taken
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"a preamble", 400),
+        (HEAD, 413),
+        (HEAD.replace(b"dicom", b"text"), 413),
+        (HEAD + CT.read_bytes() + END, 200),
+    ],
+    ids=["preamble", "oversize part", "foreign part", "epilogue"],
+)
+def test_what_is_thrown_away_is_not_read_without_end(
+    site: Site, gateway: GatewayProcess, body: bytes, status: int
+) -> None:
+    answered, taken = post_without_end(site, gateway, body)
+    assert answered == status
+    assert taken < 32 << 20  # twice an object, and what waits in sockets and buffers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [HEAD + bytes(1_500_000) + END, HEAD.replace(b"dicom", b"text") + bytes(500_000) + END],
+    ids=["oversize part", "foreign part"],
+)
+def test_bytes_that_become_no_scan_are_paid_for_as_well(site: Site, body: bytes, tmp_path: Path) -> None:
+    """The source has a megabyte, and gets a byte back each second."""
+    site = site.copy(tmp_path / "own")
+    with GatewayProcess(site.config) as gateway:
+        assert gateway.addresses.http is not None
+        sent = {"Content-Type": TYPE, "Authorization": f"Bearer {site.tokens['enrolled']}"}
+        codes = []
+        for _ in range(4):
+            connection = http.client.HTTPConnection(gateway.addresses.http, timeout=60)
+            connection.request("POST", "/open/studies", body, sent)
+            codes.append(connection.getresponse().status)
+        assert codes[0] in {409, 413}
+        assert codes[-1] == 503
+
+
+@pytest.mark.parametrize(
+    ("token", "path"), [("auditor", "/open/studies"), ("scanner", "/other/studies")], ids=["role", "route"]
+)
+def test_a_refusal_of_a_known_caller_names_it_on_record(
+    site: Site, gateway: GatewayProcess, token: str, path: str
+) -> None:
+    assert post(site, gateway, CT.read_bytes(), path=path, token=site.tokens[token]).status == 403
+    assert records(site, "refused")[-1]["source"] == token
+
+
 def test_a_body_that_is_cut_off_is_on_record(site: Site, gateway: GatewayProcess) -> None:
     body = b"--XX\r\nContent-Type: application/dicom\r\n\r\n" + CT.read_bytes()
     assert gateway.addresses.http is not None
@@ -188,7 +265,7 @@ def read(body: bytes, boundary: str, size: int) -> list[object]:
         events += list(parts.feed(body[at : at + size]))
     assert parts.whole
     joined: list[object] = []
-    for event in events:
+    for event in (event for event in events if not isinstance(event, Aside)):
         if isinstance(event, Data) and joined and isinstance(joined[-1], bytes):
             joined[-1] += event.data
         else:
