@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from gateway.case import Case
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
-from gateway.scan import OTHER_MODALITY
+from gateway.scan import BARE, OTHER_MODALITY
 from gateway.settings.policy import PolicyConfig, RuleConfig
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
@@ -150,7 +150,7 @@ class ServicePolicy:
         for rule in self.settings.rules:
             signature = _of_standing(findings, rule)
             conditions = (
-                not rule.modality or context.modality in rule.modality,
+                not rule.modality or not _modalities(context).isdisjoint(rule.modality),
                 not rule.source or context.source in rule.source,
                 not rule.signature or signature is not None,
                 rule.p_at_most is None or _any_p_at_most(findings, rule.p_at_most),
@@ -218,6 +218,11 @@ def _signature_failed(findings: Sequence[Finding]) -> bool:
 
 
 # -- conditions of rules; what is not known counts as holding, or a crash would pay --
+
+
+def _modalities(context: Context) -> frozenset[str]:
+    """The words of a rule that hold for a scan's modality: what came without a header is also one of the others."""
+    return frozenset({context.modality, OTHER_MODALITY} if context.modality == BARE else {context.modality})
 
 
 def _of_standing(findings: Sequence[Finding], rule: RuleConfig) -> Finding | None:

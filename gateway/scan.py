@@ -19,6 +19,8 @@ ANONYMOUS = "anonymous"
 """Name of the source of a call whose sender is not known; no source of the configuration may have it."""
 
 OTHER_MODALITY = "other"
+BARE = "bare"
+"""In the place of a modality, of a tensor that came without an object: it has no header that could name one."""
 
 _MODALITY = 0x00080060
 _SOP_INSTANCE_UID = 0x00080018
@@ -103,7 +105,9 @@ class Scan:
 
     @property
     def modality(self) -> str:
-        """Modality as a bounded label: one of `MODALITIES`, else `other`."""
+        """Modality as a bounded label: one of `MODALITIES`, else `other`; of a bare tensor `bare`."""
+        if self.tensor is not None:
+            return BARE
         value = self._header(_MODALITY)
         return value if value in MODALITIES else OTHER_MODALITY
 

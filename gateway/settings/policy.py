@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.scan import MODALITIES, OTHER_MODALITY
+from gateway.scan import BARE, MODALITIES, OTHER_MODALITY
 from gateway.settings.fields import Name, Table
 
 PValue = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -57,7 +57,8 @@ class RuleConfig(Table):
     """Stands in the log beside what the rule decided."""
     disposition: Literal["reject", "quarantine"]
     modality: tuple[str, ...] = ()
-    """Any of these defined terms, or `other`: what the header says, which of an unsigned scan is the sender's word."""
+    """Any of these defined terms: what the header says, which of an unsigned scan is the sender's word. A bare tensor
+    has no header: `bare` holds for it alone, and so does `other`, which holds for whatever is not told apart."""
     source: tuple[Name, ...] = ()
     """Any of these configured sources."""
     signature: tuple[Literal["unsigned", "indeterminate", "stripped", "failed"], ...] = ()
@@ -72,7 +73,7 @@ class RuleConfig(Table):
     @field_validator("modality")
     @classmethod
     def _defined_terms(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
-        if strange := sorted(set(terms) - MODALITIES - {OTHER_MODALITY}):
+        if strange := sorted(set(terms) - MODALITIES - {BARE, OTHER_MODALITY}):
             raise ValueError(f"{', '.join(strange)}: not a modality that is told apart; `{OTHER_MODALITY}` holds them")
         return terms
 

@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from gateway.client.client import Client, ClientError
 from gateway.testing import GatewayProcess
 from lab.demo.rows import ROWS
+from waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,12 +70,12 @@ def prometheus(
         GatewayProcess(configuration) as gateway,
         scraping(gateway.addresses.metrics, directory) as server,
     ):
-        wait_for(lambda: bool(server.query("scanward_ready == 1")))
+        until(lambda: bool(server.query("scanward_ready == 1")))
         send_all(hospital, gateway)
         recorded = counted(server)
         let_one_expire(hospital, gateway)
         send_all(hospital, gateway)
-        wait_for(lambda: counted(server) > recorded)
+        until(lambda: counted(server) > recorded)
         yield server
 
 
@@ -122,7 +123,7 @@ def scraping(target: str, directory: Path) -> Iterator[Prometheus]:
         subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log) as process,
     ):
         try:
-            wait_for(lambda: answers(address))
+            until(lambda: answers(address))
             yield Prometheus(address)
         finally:
             process.terminate()
@@ -132,10 +133,3 @@ def answers(address: str) -> bool:
     with suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=2) as reply:
         return bool(reply.status == 200)
     return False
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never came true"
-        time.sleep(0.1)

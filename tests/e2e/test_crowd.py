@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
+from waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_it_drains_under_load_unready_first(tmp_path: Path, crowd: ModuleType) -
     command = [sys.executable, "-m", "gateway.cli", "serve", "--config", str(site.config), "--ready-file", str(ready)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process, ExitStack() as here:
         here.callback(process.kill)
-        wait_until(ready.exists)
+        until(ready.exists)
         address = json.loads(ready.read_text())["grpc"]
         channel = here.enter_context(grpc.insecure_channel(address))
         go_on = threading.Event()
@@ -65,9 +65,9 @@ def test_it_drains_under_load_unready_first(tmp_path: Path, crowd: ModuleType) -
 
             process.send_signal(signal.SIGTERM)
 
-            wait_until(lambda: not ready.exists())
+            until(lambda: not ready.exists())
             check = health_pb2_grpc.HealthStub(channel).Check
-            wait_until(
+            until(
                 lambda: (
                     check(health_pb2.HealthCheckRequest(service="ready")).status
                     == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -84,10 +84,3 @@ def parts(scan: bytes, go_on: threading.Event) -> Iterator[pb.ProtectChunk]:
     go_on.wait(60)
     yield pb.ProtectChunk(data=scan)
     yield pb.ProtectChunk(end=pb.End())
-
-
-def wait_until(condition: object) -> None:
-    """The test's own time limit is the only clock."""
-    assert callable(condition)
-    while not condition():
-        time.sleep(0.02)

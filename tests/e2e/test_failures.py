@@ -9,8 +9,7 @@ import os
 import resource
 import shutil
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from gateway.errors import ConfigError
 from gateway.settings.config import Config
 from gateway.testing import GatewayFailed, GatewayProcess, Site
 from signing import read, sign
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
 MIB = 1 << 20
@@ -49,13 +49,6 @@ def public(path: Path) -> Ed25519PublicKey:
     key = load_pem_public_key(path.read_bytes())
     assert isinstance(key, Ed25519PublicKey)
     return key
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never came true"
-        time.sleep(0.05)
 
 
 def ready(gateway: GatewayProcess) -> bool:
@@ -125,11 +118,11 @@ class TestDisk:
                     refused += 1
                 else:
                     answers.append(client.protect(scan(number), "open"))
-            eventually(lambda: not ready(gateway))
+            until(lambda: not ready(gateway))
 
             (state / "ballast").unlink()
 
-            eventually(lambda: ready(gateway))
+            until(lambda: ready(gateway))
             answers += [client.protect(scan(number), "open") for number in range(200, 205)]
             again = [client.protect(scan(number), "open") for number in range(5)]
             assert again == answers[:5]
@@ -155,7 +148,7 @@ class TestDatabase:
                 other.execute("BEGIN IMMEDIATE")
                 assert untold(client, 2)
                 other.execute("ROLLBACK")
-            eventually(lambda: ready(gateway))
+            until(lambda: ready(gateway))
             after = client.protect(scan(2), "open")
         assert_recorded(log, own, [before, after])
 
@@ -166,9 +159,9 @@ class TestDatabase:
             before = client.protect(scan(1), "open")
             log.rename(away)
             assert untold(client, 2)
-            eventually(lambda: not ready(gateway))
+            until(lambda: not ready(gateway))
             away.rename(log)
-            eventually(lambda: ready(gateway))
+            until(lambda: ready(gateway))
             after = client.protect(scan(2), "open")
         assert_recorded(log, own, [before, after])
 
@@ -194,7 +187,7 @@ class TestConfiguration:
         with GatewayProcess(own.config) as gateway, sending(own, gateway) as client:
             own.config.write_bytes(whole[: len(whole) // 2])
             gateway.reload()
-            eventually(lambda: '"reload_refused"' in gateway.log())
+            until(lambda: '"reload_refused"' in gateway.log())
             assert client.protect(scan(1), "open").disposition == "admit"
         with pytest.raises(GatewayFailed, match="exit code 2"), GatewayProcess(own.config):
             pass
@@ -274,7 +267,7 @@ class TestMemory:
             resource.prlimit(worker, resource.RLIMIT_AS, (used, used))
             starved = [client.protect(tall(number), "ct") for number in range(2)]
             os.kill(worker, 9)
-            eventually(lambda: workers() not in ([], [worker]) and ready(gateway))
+            until(lambda: workers() not in ([], [worker]) and ready(gateway))
             fed = [client.protect(tall(number), "ct") for number in range(2)]
 
         reasons = {finding.reason for answer in starved for finding in answer.findings if finding.stage == "detection"}

@@ -26,6 +26,7 @@ from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.app.assembly import AUDIT_LOG, INBOX
 from gateway.audit.sqlite import SqliteReader
 from gateway.testing import GatewayProcess, Site
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
 SERVER = Path(__file__).parents[1] / "simulators" / "kserve_server.py"
@@ -170,12 +171,6 @@ def test_what_was_acknowledged_waits_for_the_server_through_kill_9_and_is_predic
     config = served_elsewhere(server.address, "custody")
     config.write_text(config.read_text().replace("[[sources]]", DOOR + "[[sources]]", 1))
     before = len(server.answered)
-
-    def until(true: Callable[[], bool]) -> None:
-        give_up_at = time.monotonic() + 120.0
-        while not true():
-            assert time.monotonic() < give_up_at, "it did not happen"
-            time.sleep(0.05)
 
     with GatewayProcess(config) as gateway:
         assert store(gateway, Path(str(get_testdata_file("CT_small.dcm")))) == 0x0000

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from gateway.receipt import verify_receipt
 from gateway.testing import GatewayProcess, Site, write_signing_key
 from signing import envelope, sign
 from signing.testing import flip_pixel_bit, strip_signatures
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
 MIB = 1 << 20
@@ -65,13 +66,6 @@ def public(path: Path) -> Ed25519PublicKey:
     key = load_pem_public_key(path.read_bytes())
     assert isinstance(key, Ed25519PublicKey)
     return key
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never came true"
-        time.sleep(0.05)
 
 
 def ready(gateway: GatewayProcess) -> bool:
@@ -192,8 +186,8 @@ def test_when_the_worker_dies_scans_are_held_until_there_is_another(
     assert stages(answer)["detection"] == ("indeterminate", "worker_lost")
     assert answer.prediction is None
 
-    eventually(lambda: workers(gateway) not in ([], [worker]))
-    eventually(lambda: ready(gateway))
+    until(lambda: workers(gateway) not in ([], [worker]))
+    until(lambda: ready(gateway))
     assert as_reviewer.protect(with_noise(1001), "ct").disposition == "admit", (
         "a lost worker's answer is not remembered"
     )
@@ -215,7 +209,7 @@ class TestReloadOfDetectors:
     def reload(gateway: GatewayProcess) -> str:
         before = len(gateway.log())
         gateway.reload()
-        eventually(lambda: re.search(r'"event": "(serving|reload_refused)"', gateway.log()[before:]) is not None)
+        until(lambda: re.search(r'"event": "(serving|reload_refused)"', gateway.log()[before:]) is not None)
         found = re.search(r'"event": "(serving|reload_refused)"', gateway.log()[before:])
         assert found is not None
         return found[1]
@@ -283,7 +277,7 @@ def test_what_was_answered_before_kill_9_is_in_the_log_and_is_answered_alike(tmp
         ThreadPoolExecutor(4) as pool,
     ):
         sent = [pool.submit(send, client, number) for number in range(len(scans))]
-        eventually(lambda: len(answers) >= 20)
+        until(lambda: len(answers) >= 20)
         os.kill(gateway.pid, signal.SIGKILL)
         for each in sent:
             each.result()

@@ -7,7 +7,6 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from gateway.audit.sqlite import SqliteReader
 from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from signing.filemeta import read_file_meta
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 J2K = Path(str(get_testdata_file("MR_small_jp2klossless.dcm")))
@@ -107,13 +107,6 @@ def study(tmp_path: Path, count: int) -> Iterator[Path]:
 def send(site: Site, gateway: GatewayProcess, *files: Path, route: str = "forward") -> list[str]:
     with Client(gateway.addresses.grpc, token=site.tokens["scanner"]) as client:
         return [client.protect(file, route).disposition for file in files]
-
-
-def until(true: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + _WAIT_S
-    while not true():
-        assert time.monotonic() < give_up_at, "it did not happen"
-        time.sleep(0.05)
 
 
 def handed_on(site: Site) -> bool:

@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
@@ -25,6 +25,7 @@ from gateway.receivers.part10 import file_meta
 from gateway.testing import GatewayProcess, Site
 from signing import read
 from signing.filemeta import read_file_meta
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 MR = Path(str(get_testdata_file("MR_small.dcm")))
@@ -83,13 +84,6 @@ def records(site: Site, kind: str) -> list[dict[str, object]]:
     with SqliteReader(site.directory / "data" / AUDIT_LOG) as log:
         bodies = [json.loads(body) for _, body, _ in log.entries() if isinstance(body, bytes)]
     return [body for body in bodies if body["kind"] == kind]
-
-
-def until(true: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + _WAIT_S
-    while not true():
-        assert time.monotonic() < give_up_at, "it did not happen"
-        time.sleep(0.02)
 
 
 def port(gateway: GatewayProcess) -> int:

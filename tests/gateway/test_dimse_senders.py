@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +19,10 @@ from pydicom.data import get_testdata_file
 from gateway.app.assembly import AUDIT_LOG, INBOX
 from gateway.audit.sqlite import SqliteReader
 from gateway.testing import GatewayProcess, Site, write_certificate
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 KILLS = 3
-_WAIT_S = 120.0
 
 DOOR = """
 [receivers.dimse]
@@ -89,10 +88,7 @@ def answers(site: Site) -> Counter[str]:
 
 
 def drained(site: Site) -> None:
-    give_up_at = time.monotonic() + _WAIT_S
-    while list((site.directory / "data" / INBOX).iterdir()):
-        assert time.monotonic() < give_up_at, "the inbox does not empty"
-        time.sleep(0.05)
+    until(lambda: not list((site.directory / "data" / INBOX).iterdir()))
 
 
 def storescu(gateway: GatewayProcess, folder: Path, *options: str) -> subprocess.Popen[str]:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -41,6 +40,7 @@ from gateway.settings.models import EngineConfig
 from gateway.stages.denoising import DenoisingStage
 from gateway.stages.detection import DetectionStage
 from gateway.telemetry.metrics import Metrics
+from waiting import until
 
 SIDE = 16
 PROFILE_TEXT = (
@@ -210,7 +210,7 @@ def test_a_killed_worker_loses_its_batch_and_is_replaced(model: ProtectedModel) 
         assert first is not None
         os.kill(first, signal.SIGSTOP)  # so that the batch is surely in its hands when it dies
         caught = engine.submit(Image(noise(1), "tiny"), soon(), None)
-        _until(lambda: metrics.registry.get_sample_value("scanward_batch_size_count") == 1)
+        until(lambda: metrics.registry.get_sample_value("scanward_batch_size_count") == 1)
         os.kill(first, signal.SIGKILL)
         with pytest.raises(WorkerLostError):
             caught.result(60)
@@ -251,7 +251,7 @@ def test_the_worker_dies_with_the_gateway(model: ProtectedModel, tmp_path: Path)
         worker = int(gateway.stdout.readline())
         os.kill(worker, signal.SIGSTOP)
         gateway.kill()
-    _until(lambda: not _alive(worker))
+    until(lambda: not _alive(worker))
 
 
 def test_a_caller_who_has_gone_costs_nothing(model: ProtectedModel) -> None:
@@ -368,7 +368,7 @@ def test_what_the_engine_cannot_answer_is_indeterminate(model: ProtectedModel, c
         reasons.append(ask(engine, case, rate=0.1, grey_p=0.2, deadline=Deadline.after(0.2)).findings)
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(ask, engine, case, rate=0.1, grey_p=0.2)
-            _until(lambda: engine._process is not None and len(engine._process.sent) == 2)
+            until(lambda: engine._process is not None and len(engine._process.sent) == 2)
             with pytest.raises(Abandoned):  # the worker never sees it, and nothing is held for it
                 ask(engine, case, rate=0.1, grey_p=0.2, deadline=Deadline.after(0.2))
             engine.submit(case.image or Image(noise(1), "tiny"), soon(), None)
@@ -392,9 +392,3 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
     except FileNotFoundError:
         return False
-
-
-def _until(condition: Any) -> None:
-    """Wait for what must come; the test's own time limit is the only clock."""
-    while not condition():
-        time.sleep(0.01)

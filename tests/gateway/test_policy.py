@@ -10,77 +10,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.finding import UNEXAMINABLE, Finding, GatewayReason, Outcome
-from gateway.policy import DENOISING, DETECTION, SIGNATURE, Context, ServicePolicy
-from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
+from gateway.policy import DENOISING, DETECTION, SIGNATURE, ServicePolicy
 from gateway.verdict import Disposition
+from policies import (
+    AGREED,
+    ANYTHING,
+    CALM,
+    DIFFERED,
+    FPR,
+    GREY,
+    GREYISH,
+    SIGNED,
+    SUSPECT,
+    UNSIGNED,
+    WORDS,
+    findings,
+    policies,
+    settings_with,
+)
 from signing import Reason
-
-FPR, GREY = 0.01, 0.05
-ANYTHING = Context()
-WORDS = {"reject": Disposition.REJECT, "quarantine": Disposition.QUARANTINE, "unsafe_admit": Disposition.ADMIT}
-
-_three = st.sampled_from(["reject", "quarantine", "unsafe_admit"])
-_two = st.sampled_from(["reject", "quarantine"])
-
-
-def _settings(
-    *, indeterminate="quarantine", unexaminable="quarantine", failed="reject", unsigned="reject", stripped="reject",
-    suspect="quarantine", denoise="if_agree", detection=True,
-) -> PolicyConfig:  # fmt: skip
-    grey_p = GREY if denoise == "if_agree" else None
-    return PolicyConfig(
-        indeterminate=indeterminate,
-        unexaminable=unexaminable,
-        signature=SignaturePolicy(failed=failed, unsigned=unsigned, stripped=stripped),
-        detection=DetectionPolicy(false_positive_rate=FPR, suspect=suspect, denoise=denoise, grey_p=grey_p)
-        if detection
-        else None,
-    )
-
-
-settings = st.builds(
-    _settings,
-    indeterminate=_three,
-    unexaminable=_three,
-    failed=_two,
-    unsigned=_three,
-    stripped=_two,
-    suspect=_two,
-    denoise=st.sampled_from(["never", "if_agree"]),
-    detection=st.booleans(),
-)
-findings = st.builds(
-    Finding,
-    stage=st.sampled_from([SIGNATURE, "preprocess", DETECTION, DENOISING, "another"]),
-    outcome=st.sampled_from(Outcome),
-    reason=st.sampled_from([*Reason, *GatewayReason]),
-    p_value=st.none() | st.floats(allow_nan=True) | st.sampled_from([FPR, GREY, 0.5, 1.0]),
-)
-
-SIGNED = Finding(SIGNATURE, Outcome.PASSED, Reason.OK)
-UNSIGNED = Finding(SIGNATURE, Outcome.FAILED, Reason.UNSIGNED)
-CALM = Finding(DETECTION, Outcome.PASSED, Reason.OK, p_value=0.9)
-GREYISH = Finding(DETECTION, Outcome.PASSED, Reason.OK, p_value=0.03)
-SUSPECT = Finding(DETECTION, Outcome.FAILED, GatewayReason.SUSPECT, p_value=0.002)
-AGREED = Finding(DENOISING, Outcome.PASSED, Reason.OK)
-DIFFERED = Finding(DENOISING, Outcome.FAILED, GatewayReason.SUSPECT)
 
 
 def _decide(*findings: Finding, **words: object):
-    return ServicePolicy(_settings(**words)).decide(findings, ANYTHING)  # type: ignore[arg-type]
+    return ServicePolicy(settings_with(**words)).decide(findings, ANYTHING)  # type: ignore[arg-type]
 
 
 # -- properties --
 
 
-@given(settings, st.lists(findings, max_size=5))
+@given(policies, st.lists(findings, max_size=5))
 def test_every_list_of_findings_has_a_verdict(settings, found):
     verdict = ServicePolicy(settings).decide(found, ANYTHING)
     assert (verdict.disposition is Disposition.ADMIT) == (not verdict.reasons)
     assert verdict.disposition.admitted or not verdict.unsafe
 
 
-@given(settings, st.lists(findings, min_size=1, max_size=5), findings)
+@given(policies, st.lists(findings, min_size=1, max_size=5), findings)
 def test_a_finding_more_never_improves_the_disposition(settings, found, another):
     """The one exception is agreement of the denoised reading, which is what the grey zone waits for."""
     policy = ServicePolicy(settings)
@@ -92,7 +57,7 @@ def test_a_finding_more_never_improves_the_disposition(settings, found, another)
         assert after > Disposition.ADMIT
 
 
-@given(settings, st.lists(findings, min_size=1, max_size=5))
+@given(policies, st.lists(findings, min_size=1, max_size=5))
 def test_agreement_lifts_nothing_but_a_grey_scan(settings, found):
     policy = ServicePolicy(settings)
     others = [finding for finding in found if finding.stage != DENOISING]
@@ -105,7 +70,7 @@ def test_agreement_lifts_nothing_but_a_grey_scan(settings, found):
         assert policy.decide([*others, AGREED], ANYTHING).disposition >= policy.decide(others, ANYTHING).disposition
 
 
-@given(settings, st.lists(findings, min_size=1, max_size=5), st.randoms())
+@given(policies, st.lists(findings, min_size=1, max_size=5), st.randoms())
 def test_the_order_of_findings_does_not_matter(settings, found, random):
     policy = ServicePolicy(settings)
     shuffled = list(found)
@@ -113,7 +78,7 @@ def test_the_order_of_findings_does_not_matter(settings, found, random):
     assert policy.decide(found, ANYTHING).disposition is policy.decide(shuffled, ANYTHING).disposition
 
 
-@given(settings, findings.filter(lambda finding: finding.outcome is not Outcome.PASSED))
+@given(policies, findings.filter(lambda finding: finding.outcome is not Outcome.PASSED))
 def test_what_did_not_pass_is_admitted_only_by_a_named_unsafe_setting(settings, found):
     """The denoising stage alone says nothing: it is read with the p-value."""
     verdict = ServicePolicy(settings).decide([SIGNED, found], ANYTHING)
@@ -122,14 +87,14 @@ def test_what_did_not_pass_is_admitted_only_by_a_named_unsafe_setting(settings, 
         assert verdict.reasons == ()
 
 
-@given(settings, st.floats(min_value=FPR, max_value=1.0, exclude_min=True))
+@given(policies, st.floats(min_value=FPR, max_value=1.0, exclude_min=True))
 def test_a_detectors_pass_never_lifts_an_unsigned_scan(settings, p_value):
     policy = ServicePolicy(settings)
     calm = Finding(DETECTION, Outcome.PASSED, Reason.OK, p_value=p_value)
     assert policy.decide([UNSIGNED, calm], ANYTHING).disposition >= policy.decide([UNSIGNED], ANYTHING).disposition
 
 
-@given(settings, st.lists(findings, min_size=1, max_size=5))
+@given(policies, st.lists(findings, min_size=1, max_size=5))
 def test_a_bad_signature_or_a_stripped_one_is_never_admitted(settings, found):
     unsigned = {Reason.UNSIGNED, Reason.MAIN_DATASET_UNSIGNED}
     bad = any(f.stage == SIGNATURE and f.outcome is Outcome.FAILED and f.reason not in unsigned for f in found)

@@ -13,65 +13,30 @@ from hypothesis import strategies as st
 
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.policy import DENOISING, DETECTION, SIGNATURE, Context, ServicePolicy, effective
-from gateway.settings.policy import DetectionPolicy, PolicyConfig, RuleConfig, SignaturePolicy, StudyPolicy
+from gateway.settings.policy import RuleConfig, StudyPolicy
 from gateway.verdict import Disposition, Verdict
+from policies import (
+    AGREED,
+    ANYTHING,
+    CALM,
+    DIFFERED,
+    FPR,
+    GREYISH,
+    SIGNED,
+    UNSIGNED,
+    WORDS,
+    findings,
+    policies,
+    settings_with,
+    two,
+)
 from signing import Reason
-
-FPR, GREY = 0.01, 0.05
-ANYTHING = Context()
-WORDS = {"reject": Disposition.REJECT, "quarantine": Disposition.QUARANTINE, "unsafe_admit": Disposition.ADMIT}
-
-_three = st.sampled_from(["reject", "quarantine", "unsafe_admit"])
-_two = st.sampled_from(["reject", "quarantine"])
-
-
-def _settings(
-    *, indeterminate="quarantine", unexaminable="quarantine", failed="reject", unsigned="reject", stripped="reject",
-    suspect="quarantine", denoise="if_agree", detection=True,
-) -> PolicyConfig:  # fmt: skip
-    grey_p = GREY if denoise == "if_agree" else None
-    return PolicyConfig(
-        indeterminate=indeterminate,
-        unexaminable=unexaminable,
-        signature=SignaturePolicy(failed=failed, unsigned=unsigned, stripped=stripped),
-        detection=DetectionPolicy(false_positive_rate=FPR, suspect=suspect, denoise=denoise, grey_p=grey_p)
-        if detection
-        else None,
-    )
-
-
-settings = st.builds(
-    _settings,
-    indeterminate=_three,
-    unexaminable=_three,
-    failed=_two,
-    unsigned=_three,
-    stripped=_two,
-    suspect=_two,
-    denoise=st.sampled_from(["never", "if_agree"]),
-    detection=st.booleans(),
-)
-findings = st.builds(
-    Finding,
-    stage=st.sampled_from([SIGNATURE, "preprocess", DETECTION, DENOISING, "another"]),
-    outcome=st.sampled_from(Outcome),
-    reason=st.sampled_from([*Reason, *GatewayReason]),
-    p_value=st.none() | st.floats(allow_nan=True) | st.sampled_from([FPR, GREY, 0.5, 1.0]),
-)
-
-SIGNED = Finding(SIGNATURE, Outcome.PASSED, Reason.OK)
-UNSIGNED = Finding(SIGNATURE, Outcome.FAILED, Reason.UNSIGNED)
-CALM = Finding(DETECTION, Outcome.PASSED, Reason.OK, p_value=0.9)
-GREYISH = Finding(DETECTION, Outcome.PASSED, Reason.OK, p_value=0.03)
-AGREED = Finding(DENOISING, Outcome.PASSED, Reason.OK)
-DIFFERED = Finding(DENOISING, Outcome.FAILED, GatewayReason.SUSPECT)
-
 
 # -- the rules --
 
 RULES = st.lists(
     st.fixed_dictionaries(
-        {"disposition": _two},
+        {"disposition": two},
         optional={
             "modality": st.sampled_from([("CT",), ("MG", "other")]),
             "source": st.sampled_from([("ct-1",), ("us-1", "ct-1")]),
@@ -91,7 +56,7 @@ CONTEXTS = st.builds(
     source=st.sampled_from(["ct-1", "us-1"]),
     study_held=st.integers(0, 4),
 )
-RULED = st.builds(lambda settings, rules: settings.model_copy(update={"rules": rules}), settings, RULES)
+RULED = st.builds(lambda settings, rules: settings.model_copy(update={"rules": rules}), policies, RULES)
 
 # Every outcome of every stage, and for each those that are at least as bad. A signature that could not be examined may
 # be held where an unsigned scan is refused, since tomorrow it may be good; it is never admitted where that is not.
@@ -179,6 +144,8 @@ LOUD_UAD = replace(CALM, p_values={"uad": 0.01})
     ("rule", "found", "context", "reason"),
     [
         ({"modality": ("MG",)}, (SIGNED, CALM), Context(modality="MG"), GatewayReason.SUSPECT),
+        ({"modality": ("MG", "bare")}, (UNSIGNED, CALM), Context(modality="bare"), GatewayReason.SUSPECT),
+        ({"modality": ("other",)}, (UNSIGNED, CALM), Context(modality="bare"), GatewayReason.SUSPECT),
         ({"source": ("us-1",)}, (SIGNED, CALM), Context(source="us-1"), GatewayReason.SUSPECT),
         ({"p_at_most": 0.04}, (SIGNED, GREYISH), ANYTHING, GatewayReason.SUSPECT),
         ({"detectors": {"uad": 0.04}}, (SIGNED, LOUD_UAD), ANYTHING, GatewayReason.SUSPECT),
@@ -190,7 +157,7 @@ LOUD_UAD = replace(CALM, p_values={"uad": 0.01})
     ],
 )  # fmt: skip
 def test_a_rule_that_matches_is_named(rule, found, context, reason):
-    settings = _settings(unsigned="unsafe_admit", indeterminate="unsafe_admit", denoise="never")
+    settings = settings_with(unsigned="unsafe_admit", indeterminate="unsafe_admit", denoise="never")
     settings = settings.model_copy(update={"rules": (RuleConfig(name="mine", disposition="quarantine", **rule),)})
     verdict = ServicePolicy(settings).decide(found, context)
     assert (verdict.disposition, verdict.reasons, verdict.rules) == (Disposition.QUARANTINE, (reason,), ("mine",))
@@ -200,6 +167,8 @@ def test_a_rule_that_matches_is_named(rule, found, context, reason):
     ("rule", "found", "context"),
     [
         ({"modality": ("MG",)}, (SIGNED, CALM), Context(modality="CT")),
+        ({"modality": ("MG",)}, (UNSIGNED, CALM), Context(modality="bare")),
+        ({"modality": ("bare",)}, (SIGNED, CALM), Context(modality="other")),
         ({"source": ("us-1",)}, (SIGNED, CALM), Context(source="ct-1")),
         ({"p_at_most": 0.02}, (SIGNED, GREYISH), ANYTHING),
         ({"p_at_most": 0.02}, (SIGNED,), ANYTHING),
@@ -210,7 +179,7 @@ def test_a_rule_that_matches_is_named(rule, found, context, reason):
     ],
 )
 def test_a_rule_that_does_not_match_says_nothing(rule, found, context):
-    settings = _settings(unsigned="unsafe_admit", denoise="never")
+    settings = settings_with(unsigned="unsafe_admit", denoise="never")
     settings = settings.model_copy(update={"rules": (RuleConfig(name="mine", disposition="reject", **rule),)})
     verdict = ServicePolicy(settings).decide(found, context)
     assert (verdict.disposition, verdict.rules) == (Disposition.ADMIT, ())
@@ -233,7 +202,7 @@ def test_monitor_mode_holds_nothing_but_failed_signatures_and_says_what_it_let_b
 
 
 def test_an_empty_chain_admits_nothing_in_monitor_mode_either():
-    assert ServicePolicy(_settings(), monitor=True).decide([], ANYTHING).disposition is Disposition.REJECT
+    assert ServicePolicy(settings_with(), monitor=True).decide([], ANYTHING).disposition is Disposition.REJECT
 
 
 # -- what a route makes of it --
@@ -241,7 +210,7 @@ def test_an_empty_chain_admits_nothing_in_monitor_mode_either():
 
 @pytest.mark.parametrize(("ours", "trusts"), list(product(WORDS, repeat=2)))
 def test_of_two_words_for_unsigned_the_worse_holds(ours, trusts):
-    policy = effective(_settings(unsigned=ours), trust_unsigned=trusts, has_model=True)
+    policy = effective(settings_with(unsigned=ours), trust_unsigned=trusts, has_model=True)
     assert WORDS[policy.signature.unsigned] is max(WORDS[ours], WORDS[trusts])
 
 
@@ -251,7 +220,7 @@ def test_without_a_model_nothing_asks_the_detectors():
         RuleConfig(name="own", disposition="reject", detectors={"uad": 0.5}),
         RuleConfig(name="modality", disposition="reject", modality=("MG",)),
     )
-    settings = _settings().model_copy(
+    settings = settings_with().model_copy(
         update={"rules": rules, "study": StudyPolicy(false_discovery_rate=0.05, suspect="reject")}
     )
     policy = effective(settings, trust_unsigned="reject", has_model=False)
@@ -270,7 +239,7 @@ ADMITTED, HELD, REFUSED = (
 
 def _study(instances, p_value, *, monitor=False, suspect="quarantine"):
     study = StudyPolicy(false_discovery_rate=0.05, suspect=suspect)
-    policy = ServicePolicy(_settings().model_copy(update={"study": study}), monitor)
+    policy = ServicePolicy(settings_with().model_copy(update={"study": study}), monitor)
     return policy.decide_study(instances, p_value)
 
 
@@ -291,7 +260,7 @@ def test_a_study_is_its_worst_instance_or_raised_by_all_together(instances, p_va
 
 
 def test_without_a_word_for_studies_only_the_instances_count():
-    assert ServicePolicy(_settings()).decide_study([ADMITTED], 0.0001).disposition is Disposition.ADMIT
+    assert ServicePolicy(settings_with()).decide_study([ADMITTED], 0.0001).disposition is Disposition.ADMIT
 
 
 def test_in_monitor_mode_a_study_is_what_was_done_and_says_what_was_meant():

@@ -349,6 +349,7 @@ def test_a_short_key_is_refused(directory, metrics, kek, name_key):
 def test_a_bare_tensor_comes_back_as_the_scan_that_it_was(quarantine, make_case):
     tensor = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
     scan = Scan.of_tensor(tensor, route="ct", receiver="kserve", source=Source("s"))
+    assert scan.modality == "bare"
     identity = quarantine.hold(replace(make_case(), scan=scan), HELD)
     again = scan_of(quarantine.show(identity), _bytes(quarantine, identity))
     assert (again.sha256, again.receiver, again.source) == (scan.sha256, "kserve", scan.source)

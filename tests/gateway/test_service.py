@@ -22,7 +22,7 @@ from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Case
 from gateway.deadline import Deadline
-from gateway.errors import AuditError, Overloaded, ScanError, Unkept, UpstreamError
+from gateway.errors import AuditError, GatewayError, Overloaded, ScanError, Unkept, UpstreamError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.pipeline import Pipeline
 from gateway.policy import DETECTION, ServicePolicy
@@ -79,16 +79,13 @@ class Model:
     log: Path
     name: str = "ct"
     seen: list[list[str]] = field(default_factory=list)
-    fails: bool = False
-    full: bool = False
+    fails: GatewayError | None = None
     needs_image: bool = False
 
     def predict(self, case: Case, verdict: Verdict, deadline: Deadline) -> Prediction:
         self.seen.append(_kinds(self.log))
-        if self.fails:
-            raise UpstreamError("the model did not answer")
-        if self.full:
-            raise Overloaded("what waits here has no room for another object")
+        if self.fails is not None:
+            raise self.fails
         return PREDICTION
 
 
@@ -233,12 +230,13 @@ def test_without_a_durable_answer_nothing_is_answered_or_remembered(house):
     assert len(house.stage.examined) == 2
 
 
-def test_a_model_that_does_not_answer_is_recorded_and_may_be_asked_again(house):
-    house.model.fails = True
-    with pytest.raises(UpstreamError):
+@pytest.mark.parametrize(("fails", "told"), [(UpstreamError("no answer"), UpstreamError), (Overloaded("full"), Unkept)])
+def test_a_model_or_queue_that_fails_is_recorded_and_may_be_asked_again(house, fails, told):
+    house.model.fails = fails
+    with pytest.raises(told):
         house.protect(b"a scan")
     assert _kinds(house.log) == ["decided", "failed"]
-    house.model.fails = False
+    house.model.fails = None
     assert house.protect(b"a scan").prediction == PREDICTION
 
 
@@ -249,14 +247,6 @@ def test_a_full_quarantine_acknowledges_nothing_and_its_failure_is_on_record_by_
     decided, failed = _records(house.log)
     assert (decided["kind"], failed["kind"], failed["error"]) == ("decided", "failed", "Overloaded")
     assert failed["scan_sha256"] == decided["scan_sha256"] == hashlib.sha256(data).hexdigest()
-
-
-def test_a_scan_that_cannot_be_handed_on_has_failed_and_was_not_refused(house):
-    """It was decided about: its sender hears that there is no room, as of a failure that is on record already."""
-    house.model.full = True
-    with pytest.raises(Unkept, match="no room"):
-        house.protect(b"a scan")
-    assert _kinds(house.log) == ["decided", "failed"]
 
 
 def test_the_same_scan_gets_the_same_answer_and_is_examined_once(house):

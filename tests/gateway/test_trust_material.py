@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from pydicom.data import get_testdata_file
 import signing
 from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
+from waiting import until
 
 CT = Path(str(get_testdata_file("CT_small.dcm")))
 
@@ -53,15 +53,6 @@ def refresh(site: Site) -> Iterator[Callable[[], None]]:
         server.shutdown()
 
 
-def eventually(look: Callable[[], object], expected: object) -> None:
-    """The gateway looks every few seconds; that it does so at all is the promise."""
-    for _ in range(600):
-        if (found := look()) == expected:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{found!r} is not {expected!r}")
-
-
 def ages(gateway: GatewayProcess) -> dict[str, float]:
     text = urllib.request.urlopen(f"http://{gateway.addresses.metrics}/metrics", timeout=10).read().decode()
     lines = [line.split() for line in text.splitlines() if line.startswith("scanward_revocation_age_seconds{")]
@@ -84,19 +75,19 @@ def test_a_certificate_is_refused_once_its_revocation_was_fetched(
         assert reasons() == ("revocation_unknown",)  # the folder is empty
 
         refresh()
-        eventually(reasons, ())
+        until(lambda: reasons() == ())
         assert all(3600 <= age < 5400 for age in ages(gateway).values())  # the hospital dates its lists an hour back
         assert len(ages(gateway)) == 2
 
         now = datetime.now(UTC)
         site.hospital.issue_crls(now=now + timedelta(minutes=30), revoked={"ct": now - timedelta(hours=1)})
         refresh()
-        eventually(reasons, ("revoked",))  # of the same bytes, which had been admitted
-        eventually(lambda: all(1800 <= age < 3600 for age in ages(gateway).values()), True)
+        until(lambda: reasons() == ("revoked",))  # of the same bytes, which had been admitted
+        until(lambda: all(1800 <= age < 3600 for age in ages(gateway).values()))
 
         (site.directory / "crls" / "garbage.crl").write_text("garbage")
         refused = partial(re.findall, '"event": "material_refused"')
-        eventually(lambda: len(refused(gateway.log())), 2)  # of the policies `strict` and `open`
+        until(lambda: len(refused(gateway.log())) == 2)  # of the policies `strict` and `open`
         assert "garbage.crl: not a certificate revocation list" in gateway.log()
         assert reasons() == ("revoked",)
         assert len(refused(gateway.log())) == 2  # said once, not every time it looks

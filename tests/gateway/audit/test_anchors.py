@@ -15,14 +15,7 @@ from gateway.audit.record import Started
 from gateway.audit.verify import read_checkpoints
 from gateway.settings.audit import AnchorConfig
 from gateway.telemetry.metrics import Metrics
-
-
-def _until(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("it never came about")
+from waiting import until
 
 
 class Witness:
@@ -84,7 +77,7 @@ def test_every_checkpoint_is_appended_to_the_file_and_verifies(start, tmp_path, 
     log, metrics = start(AnchorConfig(name="disk", file=file), checkpoint_records=1)
     for number in range(3):
         log.append(Started(str(number), "test")).result()
-        _until(
+        until(
             lambda sealed=number + 1: (
                 json.loads(file.read_text().splitlines()[-1])["checkpoint"].split()[1] == str(sealed)
             )
@@ -120,7 +113,7 @@ def test_a_line_that_a_full_disk_cut_spoils_no_other(tmp_path, checkpoint_key):
 def test_an_address_gets_each_by_post(start, witness, checkpoint_key):
     log, _ = start(AnchorConfig(name="witness", url=witness.url), checkpoint_records=1)
     log.append(Started("0", "test")).result()
-    _until(lambda: len(witness.notes) == 2)
+    until(lambda: len(witness.notes) == 2)
     assert read_checkpoints(witness.notes[-1], [checkpoint_key.public_key()])[0].size == 1
 
 
@@ -136,10 +129,10 @@ def test_an_anchor_that_was_away_delays_nothing_and_gets_the_newest(start, witne
     assert _age(metrics, "a") != _age(metrics, "a")  # not a number: nothing has arrived
     missing.parent.mkdir()
     witness.status = 200
-    _until(lambda: witness.notes or (missing.exists() and missing.read_bytes().endswith(b"\n")))
+    until(lambda: witness.notes or (missing.exists() and missing.read_bytes().endswith(b"\n")))
     kept = witness.notes[0] if witness.notes else missing.read_bytes()
     assert read_checkpoints(kept, [checkpoint_key.public_key()])[0].size == 20
-    _until(lambda: _age(metrics, "a") > 0)
+    until(lambda: _age(metrics, "a") > 0)
 
 
 @pytest.mark.parametrize(
