@@ -12,7 +12,7 @@ from torch.nn import functional
 from detectors.artifact import MANIFEST, Artefact
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.dncnn import DnCNN
-from detectors.neighbours import default_neighbours
+from detectors.neighbours.defaults import default_neighbours
 from lab import phantoms
 from lab.demo.material import BUNDLED
 from report import Table, Target, hand_back, milliseconds, ratio, rounds

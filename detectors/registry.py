@@ -11,7 +11,7 @@ from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.shifts import PredictionShift
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
-from detectors.neighbours import default_neighbours
+from detectors.neighbours.defaults import default_neighbours
 
 ENTRY_POINTS = "scanward.detectors"
 """The group in which a package names its methods: `name = "package.module:Method"`."""

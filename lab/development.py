@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from detectors.filters import gaussian
 from detectors.models.outputs import margin
-from detectors.neighbours import Jpeg
+from detectors.neighbours.jpeg import Jpeg
 from detectors.observation import LEVEL
 from detectors.perturb import ascend
 

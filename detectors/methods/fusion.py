@@ -16,7 +16,7 @@ from detectors.errors import InputError, NotFittedError
 from detectors.material import Material
 from detectors.methods.shifts import shift
 from detectors.models.outputs import Task, divergence
-from detectors.neighbours import default_neighbours
+from detectors.neighbours.defaults import default_neighbours
 from detectors.observation import Needs, Observation, Signal
 
 STRENGTH = 0.1

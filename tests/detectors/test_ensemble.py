@@ -27,7 +27,7 @@ from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, SmallTw
 from detectors.methods.uad import FeatureDensity
 from detectors.models.outputs import Activation, margin
 from detectors.models.reference import Reference
-from detectors.neighbours import default_neighbours
+from detectors.neighbours.defaults import default_neighbours
 from detectors.observation import Needs, Observation, Signal, Span
 from detectors.probe import Probe
 from detectors.testing import check_detector

@@ -12,7 +12,9 @@ from detectors.denoisers.dncnn import DnCNN
 from detectors.denoisers.median import Median, median3
 from detectors.errors import InputError, NotFittedError
 from detectors.filters import gaussian, wiener3
-from detectors.neighbours import Jpeg, Rotation, default_neighbours
+from detectors.neighbours.defaults import default_neighbours
+from detectors.neighbours.geometry import Rotation
+from detectors.neighbours.jpeg import Jpeg
 from detectors.observation import LEVEL, Span
 
 

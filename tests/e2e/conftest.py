@@ -21,7 +21,7 @@ from detectors.ensemble import SENSITIVE, Channel, Ensemble, Member
 from detectors.methods.shifts import PredictionShift
 from detectors.models.outputs import Activation
 from detectors.models.reference import Reference
-from detectors.neighbours import MedianShift
+from detectors.neighbours.squeezing import MedianShift
 from detectors.observation import Span
 from detectors.probe import Probe
 from gateway.pixels.imaging import Rendering, render

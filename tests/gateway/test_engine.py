@@ -25,7 +25,7 @@ from detectors.ensemble import Channel, Ensemble, Member
 from detectors.methods.shifts import PredictionShift
 from detectors.models.outputs import Activation
 from detectors.models.reference import Reference
-from detectors.neighbours import default_neighbours
+from detectors.neighbours.defaults import default_neighbours
 from detectors.observation import Needs, Span
 from detectors.probe import Probe
 from gateway.case import Case, Evidence, Image

@@ -1,4 +1,4 @@
-"""The changed copies of an image on which the protected model is asked again."""
+"""JPEG at full bit depth."""
 
 import math
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.denoisers.median import median3
-from detectors.observation import LEVEL, Neighbour
+from detectors.observation import LEVEL
 
 # ITU-T T.81 (1992), table K.1: the luminance quantisation that every JPEG library scales by its quality.
 _LUMINANCE = (
@@ -60,41 +59,3 @@ def _cosines() -> Tensor:
     one = torch.cos(math.pi * places[:, None] * (2 * places[None, :] + 1) / 16) / 2
     one[0] /= math.sqrt(2)
     return torch.einsum("ui,vj->uvij", one, one).reshape(64, 1, 8, 8).float()
-
-
-class MedianShift:
-    """The exact 3 x 3 median. Xu et al. 2018, arXiv:1704.01155 (feature squeezing); broken by He et al. 2017,
-    arXiv:1706.04701."""
-
-    name = "median3"
-    surrogate = None
-    random = False
-
-    def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Filter (N, C, H, W) images."""
-        return median3(images)
-
-
-class Rotation:
-    """A turn about the centre by a few degrees, bilinear, borders repeated."""
-
-    surrogate = None
-    random = False
-
-    def __init__(self, degrees: float) -> None:
-        self.name = f"rotation{degrees:g}"
-        self._angle = math.radians(degrees)
-
-    def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Turn (N, C, H, W) images."""
-        n, _, rows, columns = images.shape
-        cosine, sine = math.cos(self._angle), math.sin(self._angle)
-        # affine_grid speaks in units of half the width and half the height: a true turn of an oblong needs the ratio
-        turn = images.new_tensor([[cosine, -sine * rows / columns, 0], [sine * columns / rows, cosine, 0]])
-        grid = functional.affine_grid(turn.expand(n, 2, 3), list(images.shape), align_corners=False)
-        return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def default_neighbours() -> tuple[Neighbour, ...]:
-    """The three that earn their forward pass: JPEG at quality 75, median 3 x 3, rotation by 3 degrees."""
-    return Jpeg(75), MedianShift(), Rotation(3.0)
