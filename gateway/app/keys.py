@@ -46,6 +46,11 @@ class Keys:
         return keys
 
     @property
+    def checkpoints(self) -> tuple[Ed25519PublicKey, ...]:
+        """Public halves of the present checkpoint key and of the retired ones."""
+        return (self.checkpoint.public_key(), *self.retired_checkpoints)
+
+    @property
     def quarantine_names(self) -> bytes:
         """Names held scans; derived, so that it is one key less to keep. A new quarantine key begins new names."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=_NAMES_INFO).derive(self.quarantine)

@@ -25,6 +25,7 @@ from gateway.app.preconditions import DISTRIBUTION, allow_descriptors, refuse_fo
 from gateway.app.trusted import revocation_files
 from gateway.app.watches import Expiry, MaterialWatch
 from gateway.audit.record import Started
+from gateway.audit.tending import tending
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
 from gateway.pixels.decode import Decompressor
@@ -111,6 +112,7 @@ class App:
             receiver.ready(True)
             records.metrics.ready(True)
             closing.enter_context(Expiry(lambda: self._service().review))
+            closing.enter_context(tending(plan.config.audit, plan.keys.checkpoints, records.audit))
             closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
             closing.callback(self._say_unready)

@@ -49,6 +49,8 @@ _NODE_ID = _Code("110182", "Node ID")
 
 _ACTS = frozenset({"shown", "agreed", "confirmed", "released"})
 """What a person did with a held scan."""
+_OF_THE_LOG = frozenset({"inspected", "pruned"})
+"""What was done with the log itself."""
 _ALERTS = frozenset({"decided", "study", "refused", "failed", "alarmed", "drifted", "expired"})
 """What the gateway found or could not do; `decided` and `study` where they were not admitted."""
 
@@ -67,6 +69,8 @@ def message_of(line: dict[str, Any], *, origin: str, source_id: str) -> bytes | 
         event = _Event(_APPLICATION_ACTIVITY, "E", _NOMINAL, _APPLICATION_START)
     elif kind == "inspected":
         event = _Event(_AUDIT_LOG_USED, "R", _NOMINAL)
+    elif kind == "pruned":
+        event = _Event(_SECURITY_ALERT, "E", _NOMINAL, _Code(kind, kind, _OWN_CODES))
     elif kind in _ACTS:
         event = _Event(_SECURITY_ALERT, "E", _NOMINAL, _RESTRICTED_FUNCTION)
     elif kind in _ALERTS and record.get("disposition") not in _ADMITTED:
@@ -128,7 +132,7 @@ def _participants(root: Xml.Element, record: dict[str, Any], source_id: str) -> 
 def _object(root: Xml.Element, line: dict[str, Any], event: _Event, origin: str) -> None:
     """What it is about: the log, a scan by its digest, or else the node that called."""
     record = line["record"]
-    if event.id is _AUDIT_LOG_USED:
+    if record["kind"] in _OF_THE_LOG:
         identifier, type_code, name = f"urn:{origin.replace('/', ':')}", _URI, "Security Audit Log"
     elif digest := record.get("scan_sha256"):
         identifier, type_code, name = _named_by_digest(str(digest)), _URI, "Scan"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from gateway.audit.sinks import EVERY, LogReader, Row
+from gateway.audit.sinks import EVERY, PRUNED, LogReader, Row
 from gateway.audit.tree import HASH_BYTES
 from gateway.errors import AuditError, ScanError
 
@@ -38,12 +38,19 @@ def show(log: LogReader, index: int) -> dict[str, Any]:
     row = log.entry(index)
     if row is None:
         raise ScanError(f"the log has no record {index}")
+    if row[1] == PRUNED:
+        raise ScanError(f"record {index} was pruned: its hash is all that is left")
     return line_of(row)
 
 
 def lines(log: LogReader, period: Period = ALWAYS, first: int = EVERY) -> Iterator[dict[str, Any]]:
-    """Records in order, from index `first`, in the form of `show`; raises AuditError at one that is damaged."""
+    """Records in order, from index `first`, in the form of `show`; raises AuditError at one that is damaged.
+
+    What was pruned is left out; the record of the pruning says so.
+    """
     for row in log.entries(first):
+        if row[1] == PRUNED:
+            continue
         line = line_of(row)
         if period.holds(line):
             yield line

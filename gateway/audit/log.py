@@ -125,6 +125,15 @@ class AuditLog:
         """How many records are durable."""
         return self._edge.size
 
+    @property
+    def sealed(self) -> int:
+        """How many records are under a signed checkpoint."""
+        return self._sealed
+
+    def prune(self, first: int, end: int) -> None:
+        """Remove records, for `retention`, which has recorded that they may go; raises AuditError."""
+        self._sink.prune(first, end)
+
     def reader(self) -> LogReader:
         """The log as it is now, to be read from any thread and closed; raises AuditError."""
         return self._sink.reader()

@@ -1,8 +1,8 @@
 """The audit log in a PostgreSQL database, for several gateways that write one log.
 
 A turn is a transaction that holds one advisory lock, so appends are in one order whoever makes them. The server must
-be one that commits to disk. Triggers refuse UPDATE, DELETE and TRUNCATE; they stop accidents, not somebody who owns
-the database: that is what the tree is for.
+be one that commits to disk. Triggers refuse UPDATE (but for pruning), DELETE and TRUNCATE; they stop accidents, not
+somebody who owns the database: that is what the tree is for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ CREATE TABLE checkpoints
 CREATE INDEX checkpoints_size ON checkpoints (size, id);
 CREATE FUNCTION append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'append only'; END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON meta EXECUTE FUNCTION append_only();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON entries EXECUTE FUNCTION append_only();
+CREATE TRIGGER append_only BEFORE DELETE OR TRUNCATE ON entries EXECUTE FUNCTION append_only();
+CREATE TRIGGER prune_only BEFORE UPDATE ON entries FOR EACH ROW
+    WHEN (NEW.idx != OLD.idx OR NEW.hashes != OLD.hashes OR NEW.body != '' OR NEW.body IS NULL)
+    EXECUTE FUNCTION append_only();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON checkpoints EXECUTE FUNCTION append_only();
 """
 
@@ -76,6 +79,16 @@ class PostgresSink:
     def reader(self) -> PostgresReader:
         """The log as it is now, on a connection of its own."""
         return PostgresReader(self._dsn)
+
+    def prune(self, first: int, end: int) -> None:
+        """Remove bodies, on a connection of its own; the server's vacuum gives their room back."""
+        try:
+            with contextlib.closing(_connected(self._dsn)) as connection:
+                connection.execute(
+                    "UPDATE entries SET body = '' WHERE idx >= %s AND idx < %s AND body != ''", (first, end)
+                )
+        except psycopg.Error as error:
+            raise AuditError(f"the audit log cannot be pruned: {type(error).__name__}") from None
 
     def close(self) -> None:
         """Let go of the log."""
@@ -160,9 +173,9 @@ class PostgresReader:
         row: Row | None = self._row("SELECT idx, body, hashes FROM entries WHERE idx = %s", index)
         return row
 
-    def checkpoints(self) -> Iterator[tuple[int, object]]:
-        """(size, note) in order of size."""
-        yield from self._rows("SELECT size, note FROM checkpoints ORDER BY size, id")
+    def checkpoints(self, above: int = EVERY) -> Iterator[tuple[int, object]]:
+        """(size, note) in order of size, of those over more than `above` entries."""
+        yield from self._rows("SELECT size, note FROM checkpoints WHERE size > %s ORDER BY size, id", above)
 
     def last_checkpoint(self) -> tuple[int, bytes] | None:
         """(size, note), the newest."""

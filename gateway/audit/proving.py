@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.audit.export import line_of
-from gateway.audit.sinks import LogReader, stored_node
+from gateway.audit.sinks import PRUNED, LogReader, stored_node
 from gateway.audit.tree import consistency_path, inclusion_path
 from gateway.errors import AuditError, ScanError
 
@@ -25,7 +25,7 @@ class Proof:
     path: tuple[bytes, ...]
     note: bytes
     record: bytes = b""
-    """The proven record, where it is about one."""
+    """The proven record, where it is about one; empty where it was pruned, and the path proves whoever's copy."""
 
 
 def newest_checkpoint(log: LogReader) -> tuple[int, bytes]:
@@ -73,7 +73,7 @@ def prove_consistency(log: LogReader, old: int, new: int = 0) -> Proof:
 
 
 def page(log: LogReader, first: int, records_max: int = 0) -> list[tuple[int, bytes]]:
-    """Records from `first`, (index, body) each.
+    """Records from `first`, (index, body) each; the body of one that was pruned is empty.
 
     Raises:
         ScanError: more were asked for than a page holds.
@@ -85,7 +85,8 @@ def page(log: LogReader, first: int, records_max: int = 0) -> list[tuple[int, by
     found: list[tuple[int, bytes]] = []
     room = PAGE_BYTES_MAX
     for row in log.entries(first, first + wanted):
-        line_of(row)  # raises where it is damaged
+        if row[1] != PRUNED:
+            line_of(row)  # raises where it is damaged
         assert isinstance(row[1], bytes)
         room -= len(row[1])
         if found and room < 0:

@@ -345,6 +345,22 @@ class Inspected(_Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned(_Facts):
+    """Records are old enough to go; written, and under a signed checkpoint, before the first of them does."""
+
+    kind: ClassVar[str] = "pruned"
+
+    first: int
+    """Index of the first record that still had its body;"""
+    end: int
+    """and of the first that keeps it: all before this one may be pruned."""
+    before: str
+    """RFC 3339, UTC: when the checkpoint over those records was signed."""
+    days_max: float
+    """The configured age."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started(_Facts):
     """The gateway came up with this configuration."""
 

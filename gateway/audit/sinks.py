@@ -10,11 +10,14 @@ from typing import Protocol, Self, TypeAlias
 from gateway.audit.tree import HASH_BYTES, SIZE_MAX, Entry, Node, place_of
 from gateway.errors import AuditError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the tables, the same in every place."""
 
 EVERY = -(2**63)
 """Below every index, so that nothing hides in front of the first."""
+
+PRUNED = b""
+"""Body of an entry whose record was pruned (`retention`); no record is empty, and the hashes stay."""
 
 Row: TypeAlias = tuple[int, object, object]
 """(index, body, hashes); bytes both, unless somebody tampered."""
@@ -58,8 +61,8 @@ class LogReader(Protocol):
     def entry(self, index: int) -> Row | None:
         """The entry of one place."""
 
-    def checkpoints(self) -> Iterator[tuple[int, object]]:
-        """(size, note) in order of size."""
+    def checkpoints(self, above: int = EVERY) -> Iterator[tuple[int, object]]:
+        """(size, note) in order of size, of those over more than `above` entries."""
 
     def last_checkpoint(self) -> tuple[int, bytes] | None:
         """(size, note), the newest."""
@@ -74,7 +77,7 @@ class LogReader(Protocol):
 
 
 class AuditSink(Protocol):
-    """A place for entries and checkpoints; used by one thread at a time, but for `reader`."""
+    """A place for entries and checkpoints; used by one thread at a time, but for `reader` and `prune`."""
 
     @property
     def origin(self) -> str:
@@ -85,6 +88,12 @@ class AuditSink(Protocol):
 
     def reader(self) -> LogReader:
         """The log as it is now; raises `AuditError`. Safe from any thread."""
+
+    def prune(self, first: int, end: int) -> None:
+        """Remove the bodies of the entries from `first` to before `end`, durably; their hashes stay.
+
+        Safe from any thread; raises `AuditError`. Nothing here asks whether they may go: `retention` does.
+        """
 
     def close(self) -> None:
         """Let go of the log."""

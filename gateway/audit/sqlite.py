@@ -1,7 +1,8 @@
-"""The audit log as one SQLite file that takes new entries and refuses every other change.
+"""The audit log as one SQLite file that takes new entries, lets bodies be pruned, and refuses every other change.
 
-WAL with synchronous=FULL: when a turn has ended, its entries are on disk. Triggers refuse UPDATE, DELETE and an entry
-out of its place; they stop accidents, not somebody who can write the file: that is what the tree is for.
+WAL with synchronous=FULL: when a turn has ended, its entries are on disk. Triggers refuse UPDATE (but for pruning),
+DELETE and an entry out of its place; they stop accidents, not somebody who can write the file: that is what the tree
+is for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,17 @@ CREATE TRIGGER entries_in_place BEFORE INSERT ON entries
     WHEN NEW.idx != (SELECT coalesce(max(idx) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
 CREATE TRIGGER checkpoints_in_place BEFORE INSERT ON checkpoints
     WHEN NEW.id IN (SELECT id FROM checkpoints) BEGIN SELECT RAISE(ABORT, 'out of place'); END;
+CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries
+    WHEN NEW.idx IS NOT OLD.idx OR NEW.hashes IS NOT OLD.hashes OR NEW.body IS NOT x''
+    BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
+_GUARDED = (
+    ("meta", "update"),
+    ("checkpoints", "update"),
+    ("meta", "delete"),
+    ("entries", "delete"),
+    ("checkpoints", "delete"),
+)
 _APPEND_ONLY = "CREATE TRIGGER {table}_no_{word} BEFORE {word} ON {table} BEGIN SELECT RAISE(ABORT, 'append only'); END"
 
 
@@ -77,6 +88,18 @@ class SqliteSink:
     def reader(self) -> SqliteReader:
         """The file as it is now."""
         return SqliteReader(self._path)
+
+    def prune(self, first: int, end: int) -> None:
+        """Remove bodies, and overwrite them where they lay."""
+        try:
+            with contextlib.closing(_connected(self._path)) as database:
+                database.execute("PRAGMA secure_delete = ON")
+                database.execute(
+                    "UPDATE entries SET body = x'' WHERE idx >= ? AND idx < ? AND body != x''", (first, end)
+                )
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # as far as no reader needs what stands there
+        except sqlite3.Error as error:
+            raise AuditError(f"the audit log cannot be pruned: {type(error).__name__}") from None
 
     def close(self) -> None:
         """Let go of the log."""
@@ -155,9 +178,9 @@ class SqliteReader:
         """The entry of one place."""
         return next(self._rows("SELECT idx, body, hashes FROM entries WHERE idx = ?", index), None)
 
-    def checkpoints(self) -> Iterator[tuple[int, object]]:
-        """(size, note) in order of size."""
-        yield from self._rows("SELECT size, note FROM checkpoints ORDER BY size, id")
+    def checkpoints(self, above: int = EVERY) -> Iterator[tuple[int, object]]:
+        """(size, note) in order of size, of those over more than `above` entries."""
+        yield from self._rows("SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size, id", above)
 
     def last_checkpoint(self) -> tuple[int, bytes] | None:
         """(size, note), the newest."""
@@ -199,19 +222,13 @@ def _claim(path: Path) -> int:
 
 def _create_or_open(path: Path) -> sqlite3.Connection:
     path.touch(mode=0o600)
-    database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
+    database = _connected(path)
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, SCHEMA_VERSION):
         raise ConfigError([f"audit log {path}: schema version {version}, this is version {SCHEMA_VERSION}"])
     if version == 0:
         statements = [statement for statement in _SCHEMA.split(";\n") if statement.strip()]
-        statements += [
-            _APPEND_ONLY.format(table=t, word=w)
-            for t in ("meta", "entries", "checkpoints")
-            for w in ("update", "delete")
-        ]
+        statements += [_APPEND_ONLY.format(table=table, word=word) for table, word in _GUARDED]
         database.execute("BEGIN IMMEDIATE")
         for statement in statements:
             database.execute(statement)
@@ -219,6 +236,13 @@ def _create_or_open(path: Path) -> sqlite3.Connection:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
         sync_directory(path.parent)
+    return database
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
     return database
 
 

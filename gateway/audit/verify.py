@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gateway.audit.checkpoint import Checkpoint, CheckpointError
-from gateway.audit.sinks import LogReader
+from gateway.audit.record import Pruned
+from gateway.audit.sinks import PRUNED, LogReader
 from gateway.audit.tree import HASH_BYTES, Edge
 from gateway.errors import AuditError
 
 _PROGRESS_RECORDS = 1000
+_PRUNING = f'"kind":"{Pruned.kind}"'.encode()
+"""In the canonical bytes of a record of a pruning, and of hardly another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ class AuditReport:
     """Entries that a believed checkpoint covers; the rest is bound by hashes that nobody signed yet."""
     detail: str
     """A sentence on what is wrong; empty where nothing is."""
+    pruned: int = 0
+    """Entries, the first ones, whose records were pruned: their hashes alone are left."""
+    pruned_by: int | None = None
+    """Index of the record, under a believed checkpoint, that says that they may be gone."""
 
 
 class _Broken(Exception):  # noqa: N818 - a finding, not a failure
@@ -63,6 +70,7 @@ def verify(
         walk.run(progress)
         if walk.edge.size and not walk.sealed:
             first_bad, detail = 0, "no signed checkpoint covers any record"
+        walk.allow()
     except _Broken as bad:
         first_bad, detail = bad.index, bad.detail
     except AuditError as error:
@@ -71,7 +79,9 @@ def verify(
         records = log.count()
     except AuditError:  # so damaged that nobody can count them
         records = walk.edge.size
-    return AuditReport(records, first_bad, walk.edge.root.hex(), first_bad is None, walk.sealed, detail)
+    return AuditReport(
+        records, first_bad, walk.edge.root.hex(), first_bad is None, walk.sealed, detail, walk.pruned, walk.pruned_by
+    )
 
 
 def read_checkpoints(data: bytes, keys: Sequence[Ed25519PublicKey]) -> list[Checkpoint]:
@@ -101,8 +111,13 @@ class _Walk:
         self._outside = sorted(outside, key=lambda checkpoint: checkpoint.size)
         self._inside = log.checkpoints()
         self._next: tuple[int, object] | None = None
+        self._said: tuple[int, int] | None = None
+        """Index and `end` of the newest record of a pruning."""
+        self._allowed = 0
         self.edge = Edge()
         self.sealed = 0
+        self.pruned = 0
+        self.pruned_by: int | None = None
 
     def run(self, progress: Callable[[int], object]) -> None:
         if any(checkpoint.origin != self._log.origin for checkpoint in self._outside):
@@ -126,19 +141,43 @@ class _Walk:
         place = self.edge.size
         if index != place:
             raise _Broken(place, f"record {place} is missing")
-        edge, entry = self.edge.entry(body if isinstance(body, bytes) else b"")
-        if not isinstance(body, bytes) or not isinstance(hashes, bytes) or len(hashes) != len(entry.hashes):
+        if not isinstance(body, bytes) or not isinstance(hashes, bytes):
             raise _Broken(place, f"record {place} was changed, moved or put in")
-        if hashes != entry.hashes:
+        if gone := body == PRUNED and self.pruned == place and len(hashes) >= HASH_BYTES:
+            edge, expected = self.edge.grown(hashes[:HASH_BYTES])  # believed if what is above it fits
+        else:
+            edge, entry = self.edge.entry(body)
+            expected = entry.hashes
+        if len(hashes) != len(expected):
+            raise _Broken(place, f"record {place} was changed, moved or put in")
+        if hashes != expected:
             level = next(
                 start // HASH_BYTES
                 for start in range(0, len(hashes), HASH_BYTES)
-                if hashes[start : start + HASH_BYTES] != entry.hashes[start : start + HASH_BYTES]
+                if hashes[start : start + HASH_BYTES] != expected[start : start + HASH_BYTES]
             )
             first = place + 1 - (1 << level)
             among = f"record {place}" if level == 0 else f"one of the records {first} to {place}"
             raise _Broken(first, f"{among} was changed, moved or put in")
         self.edge = edge
+        if gone:
+            self.pruned += 1
+        elif _PRUNING in body:
+            self._note(place, body)
+
+    def _note(self, place: int, body: bytes) -> None:
+        """Remember what a record of a pruning allows, until a checkpoint covers it."""
+        record = json.loads(body)
+        if record.get("kind") == Pruned.kind and isinstance(record.get("end"), int):
+            self._said = place, record["end"]
+
+    def allow(self) -> None:
+        """Hold what is gone against what signed records say may be gone."""
+        if self.pruned > self._allowed:
+            lost = f"records {self._allowed} to {self.pruned - 1}"
+            raise _Broken(
+                self._allowed, f"{lost} are gone, and no record under a checkpoint says that they were pruned"
+            )
 
     def _compare(self) -> None:
         """Hold every checkpoint over exactly the entries so far against the tree."""
@@ -162,3 +201,6 @@ class _Walk:
         if (checkpoint.size, checkpoint.root) != (size, self.edge.root):
             raise _Broken(self.sealed, f"records {self.sealed} to {size - 1} are not those that were {what}")
         self.sealed = size
+        if self._said is not None:
+            self.pruned_by, self._allowed = self._said
+            self._said = None

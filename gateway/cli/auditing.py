@@ -56,12 +56,16 @@ def verify(
     with open_reader(place) as log:
         report = verifying.verify(log, trusted, outside, _say_progress)
     if as_json:
-        document = {"records": report.records, "first_bad": report.first_bad, "root": report.root, "ok": report.ok}
+        document: dict[str, object] = {
+            "records": report.records, "first_bad": report.first_bad, "root": report.root, "ok": report.ok,
+        }  # fmt: skip
+        if report.pruned:
+            document["pruned"] = {"records": report.pruned, "by": report.pruned_by}
         click.echo(json.dumps(document))
     elif report.ok:
-        click.echo(
-            f"{report.records} records, unchanged; {report.sealed} under a signed checkpoint; root {report.root}"
-        )
+        pruned = f"the first {report.pruned} pruned (record {report.pruned_by} says so); " if report.pruned else ""
+        sealed = f"{report.sealed} under a signed checkpoint"
+        click.echo(f"{report.records} records, unchanged; {pruned}{sealed}; root {report.root}")
     else:
         click.echo(f"record {report.first_bad} of {report.records} cannot be believed: {report.detail}")
     if not report.ok and as_json:

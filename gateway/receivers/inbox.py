@@ -131,6 +131,6 @@ def _answers(audit: AuditLog, first: int) -> Iterable[tuple[str, str, str, str]]
     """
     with audit.reader() as log:
         for _, written, _ in log.entries(first):
-            body = json.loads(written) if isinstance(written, bytes) else {}
+            body = json.loads(written) if isinstance(written, bytes) and written else {}  # empty: pruned
             if body.get("kind") == "answered":
                 yield body["scan_sha256"], body["route"], body["receiver"], body["source"]

@@ -38,6 +38,8 @@ class AuditConfig(Table):
     """At most about this many records stand without a signed checkpoint over them,"""
     checkpoint_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     """and none for longer than this."""
+    retention_days_max: Annotated[float, Field(ge=1.0)] | None = None
+    """Records older than this are pruned, on record; without it, all are kept."""
     anchors: tuple[AnchorConfig, ...] = ()
     """Each gets every checkpoint, or the newest of those that it was not there for."""
 

@@ -85,7 +85,8 @@ class PostgresPlace:
 
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         for table in () if statement.startswith("SELECT") else ("meta", "entries", "checkpoints"):
-            self._owner.execute(f"DROP TRIGGER IF EXISTS append_only ON {table}".encode())
+            for trigger in ("append_only", "prune_only"):
+                self._owner.execute(f"DROP TRIGGER IF EXISTS {trigger} ON {table}".encode())
         cursor = self._owner.execute(statement.encode(), values)
         return cursor.fetchall() if cursor.description else []
 

@@ -23,6 +23,7 @@ ACT = {**SCAN, "source": None, "by": "dr-w", "quarantine_id": "q", "reason": "Ja
 MESSAGES = {
     "started": ({"config_sha256": DIGEST, "version": "1"}, ("110100", "E", "0", "110120")),
     "inspected": ({"source": "auditor", "first": 0, "records": 9}, ("110101", "R", "0", None)),
+    "pruned": ({"first": 0, "end": 9, "before": AT, "days_max": 30.0}, ("110113", "E", "0", "pruned")),
     "released": ({**ACT, "released_by": ["dr-w"]}, ("110113", "E", "0", "110132")),
     "shown": (ACT, ("110113", "E", "0", "110132")),
     "refused": (

@@ -1,0 +1,57 @@
+"""A gateway that runs does with its log what its configuration says."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gateway.app.assembly import AUDIT_LOG, CHECKPOINT
+from gateway.audit.log import AuditLog
+from gateway.audit.places import open_reader
+from gateway.audit.record import Started
+from gateway.audit.sqlite import SqliteSink
+from gateway.audit.verify import AuditReport, verify
+from gateway.app.keys import Keys
+from gateway.telemetry.metrics import Metrics
+from gateway.settings.config import Config
+from gateway.testing import GatewayProcess, Site
+
+
+def _with(site: Site, audit: str) -> Site:
+    site.config.write_text(site.config.read_text() + f"\n[audit]\n{audit}\n")
+    return site
+
+
+def _written_long_ago(site: Site, records: int) -> list:
+    """A log of ten days ago where the site's gateway will find it; returns its public keys."""
+    config = Config.load(site.config)
+    keys, data = Keys.load(config.keys), config.storage.directory
+    log = AuditLog(
+        SqliteSink(data / AUDIT_LOG),
+        keys.checkpoint,
+        metrics=Metrics(),
+        checkpoint_file=data / CHECKPOINT,
+        clock=lambda: datetime.now(UTC) - timedelta(days=10),
+    )
+    for number in range(records):
+        log.append(Started(f"old-{number}", "test")).result()
+    log.close()
+    return list(keys.checkpoints)
+
+
+@pytest.mark.parametrize(("days", "pruned"), [(30, 0), (7, 5)])
+def test_a_gateway_keeps_records_for_as_long_as_it_is_told(tmp_path, days, pruned):
+    site = _with(Site.make(tmp_path / "site"), f"retention_days_max = {days}\ncheckpoint_s = 0.2")
+    keys = _written_long_ago(site, 5)
+
+    def report() -> AuditReport:
+        with open_reader(str(site.directory / "data" / AUDIT_LOG)) as log:
+            return verify(log, keys)
+
+    with GatewayProcess(site.config):
+        while report().pruned < pruned:
+            time.sleep(0.1)
+    found = report()
+    assert (found.ok, found.pruned) == (True, pruned)
