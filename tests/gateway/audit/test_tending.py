@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gateway.app.assembly import AUDIT_LOG, CHECKPOINT
+from gateway.app.keys import Keys
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_reader
 from gateway.audit.record import Started
 from gateway.audit.sqlite import SqliteSink
 from gateway.audit.verify import AuditReport, verify
-from gateway.app.keys import Keys
-from gateway.telemetry.metrics import Metrics
 from gateway.settings.config import Config
+from gateway.telemetry.metrics import Metrics
 from gateway.testing import GatewayProcess, Site
 
 
