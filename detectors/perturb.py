@@ -1,16 +1,23 @@
-"""The one gradient step: how an image moves along a gradient inside an L-infinity ball.
+"""The one gradient step: how an image moves along a gradient inside a ball, L-infinity or L2.
 
 Twin fitting and the laboratory's attacks both import `step`, so an attack and the hardening against it can
 never disagree about what a budget means.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Budget = float | Tensor
 """Grey levels in the units of the images: one number, or one an image, shape (N, 1, 1, 1)."""
+
+Norm = Literal["linf", "l2"]
+"""How far two images are apart: their largest difference, or the length of all of them together."""
+
+_NOTHING = 1e-30
+"""Below this a gradient has no direction."""
 
 
 def step(
@@ -22,29 +29,52 @@ def step(
     eps: Budget,
     low: float,
     high: float,
+    norm: Norm = "linf",
 ) -> Tensor:
-    """Take one ascending sign step, then return to the ball around `origin` and to the storable range.
+    """Take one ascending step, then return to the ball around `origin` and to the storable range.
 
-    Goodfellow et al. 2015, arXiv:1412.6572 (the sign step); Madry et al. 2018, arXiv:1706.06083 (the projection).
+    The step is the sign of the gradient for L-infinity, its direction for L2. Goodfellow et al. 2015,
+    arXiv:1412.6572 (the sign step); Madry et al. 2018, arXiv:1706.06083 (the projection).
 
     Args:
         images: (N, C, H, W), where the step starts.
         gradient: (N, C, H, W) of what is to grow.
         origin: (N, C, H, W), the centre of the ball.
         size: length of the step.
-        eps: radius of the ball in the L-infinity norm.
+        eps: radius of the ball.
         low: the smallest value an image may take.
         high: the largest.
+        norm: of the ball, and of the step's length.
 
     Returns:
-        (N, C, H, W), detached: at most `eps` from `origin` in every pixel, within [low, high].
+        (N, C, H, W), detached: at most `eps` from `origin`, within [low, high].
     """
     assert images.shape == gradient.shape == origin.shape
     assert low < high
 
     with torch.no_grad():
-        moved = images + size * gradient.sign()
+        return project(images + size * direction(gradient, norm), origin, eps=eps, low=low, high=high, norm=norm)
+
+
+def direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """Return the step of length 1 that climbs most, (N, C, H, W) as the gradient; 0 where there is none."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / length(gradient).clamp_min(_NOTHING)
+
+
+def project(moved: Tensor, origin: Tensor, *, eps: Budget, low: float, high: float, norm: Norm = "linf") -> Tensor:
+    """Return the nearest point of the ball around `origin`, then of the range, which never leaves the ball again."""
+    if norm == "linf":
         return torch.clamp(torch.clamp(moved, origin - eps, origin + eps), low, high)
+    away = moved - origin
+    return torch.clamp(origin + away * (eps / length(away).clamp_min(_NOTHING)).clamp(max=1.0), low, high)
+
+
+def length(change: Tensor) -> Tensor:
+    """Return (N, 1, 1, 1), the Euclidean length of each change."""
+    lengths: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
+    return lengths.view(-1, 1, 1, 1)
 
 
 def ascend(

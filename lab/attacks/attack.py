@@ -12,14 +12,16 @@ from torch import Tensor
 
 from gateway.pixels.imaging import Rendering, from_uint8, render
 from gateway.profile import Profile
+from lab.attacks.tasks import Multiclass, Multilabel, Segmentation, Task
+
+TASKS: dict[str, Task] = {"multiclass": Multiclass(), "multilabel": Multilabel(), "segmentation": Segmentation()}
 
 
 class Attack(Protocol):
     """Configured once, then called on any number of images; its `repr` is the whole configuration.
 
-    The threat: the attacker knows the model and its profile, and may change every stored value by at most the budget.
-    What counts is the image that would lie in the file: rounded to storable values, within the budget, and only then
-    shown to the model.
+    The threat: the attacker may change every stored value by at most the budget. What counts is the image that would
+    lie in the file: rounded to storable values, within the budget, and only then shown to the model.
     """
 
     @property
@@ -29,7 +31,7 @@ class Attack(Protocol):
 
     @property
     def eps(self) -> float:
-        """Budget in the L-infinity norm, 8-bit grey levels of the window."""
+        """Budget, 8-bit grey levels of the window; infinite where the attack is bounded by something else."""
         ...
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
@@ -37,8 +39,9 @@ class Attack(Protocol):
 
         Args:
             target: the model and the way to it.
-            images: (N, 1, rows, columns) float32 stored values, whole numbers.
-            labels: (N,) int64, what the model should go on to answer and the attacker does not want.
+            images: (N, 1, rows, columns) float32 stored values, whole numbers, on the model's device.
+            labels: what the model should go on to answer and the attacker does not want, as the target's task
+                has it: (N,) int64 classes, (N, findings) or (N, height, width).
 
         Returns:
             The images as they would be stored, and which of them the model now gets wrong.
@@ -53,7 +56,7 @@ class Attacked:
     images: Tensor
     """(N, 1, rows, columns) float32 stored values, whole numbers within the budget."""
     success: Tensor
-    """(N,) bool: the model does not answer with the label."""
+    """(N,) bool: the model's answer is wrong, or the one that was aimed at."""
     margin: Tensor
     """(N,) float32: logit of the label less the greatest other; negative where the attack succeeded."""
 
@@ -72,6 +75,10 @@ class Target:
     """Least storable value."""
     high: float
     """Greatest storable value."""
+    task: Task = TASKS["multiclass"]
+    """What a wrong answer is."""
+    black: float = 0.0
+    """Stored value shown as black: what multiplies the signal multiplies the distance from here."""
 
     @classmethod
     def of_dicom(cls, model: Callable[[Tensor], Tensor], rendering: Rendering, profile: Profile) -> Self:
@@ -83,16 +90,22 @@ class Target:
         line = rendering.affine(profile)
         if line is None or line[0] == 0:
             raise ValueError("a grey level has no fixed size in stored values: the way to the window is not linear")
-        low, high = rendering.stored
-        return cls(model, lambda x: render(x, rendering, profile), 1 / (255 * abs(line[0])), float(low), float(high))
+        low, high = (float(end) for end in rendering.stored)
+        level, black = 1 / (255 * abs(line[0])), min(max(-line[1] / line[0], low), high)
+        return cls(model, lambda x: render(x, rendering, profile), level, low, high, TASKS[profile.task], black)
 
     @classmethod
     def of_uint8(cls, model: Callable[[Tensor], Tensor], profile: Profile) -> Self:
         """Return the target for 8-bit grey images, where a stored value is a grey level."""
-        return cls(model, lambda x: from_uint8(x, profile), 1.0, 0.0, 255.0)
+        return cls(model, lambda x: from_uint8(x, profile), 1.0, 0.0, 255.0, TASKS[profile.task])
+
+    @property
+    def unit(self) -> float:
+        """Stored values in the whole width of the window."""
+        return 255 * self.level
 
     def logits(self, stored: Tensor) -> Tensor:
-        """Return (N, classes): what the model says of (N, 1, rows, columns) stored values."""
+        """Return what the model says of (N, 1, rows, columns) stored values: (N, classes) for a classifier."""
         return self.model(self.view(stored))
 
     def budget(self, eps: float) -> float:
@@ -101,6 +114,8 @@ class Target:
         Raises:
             ValueError: less than one storable step: no such attack can be written to a file.
         """
+        if math.isinf(eps):
+            return eps
         whole = math.floor(eps * self.level + 1e-6)
         if whole < 1:
             raise ValueError(f"{eps:g} grey levels are less than one storable step here (a level is {self.level:.3g})")
@@ -111,26 +126,22 @@ class Target:
         rounded = images.round()
         with torch.no_grad():
             parts = zip(torch.split(rounded, batch), torch.split(labels, batch), strict=True)
-            margin = torch.cat([margins(self.logits(part), wanted) for part, wanted in parts])
+            margin = torch.cat([self.task.margin(self.logits(part), wanted) for part, wanted in parts])
         return Attacked(rounded, margin < 0, margin)
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return (N,): the logit of each label less the greatest other, from (N, classes) logits; below 0 is wrong."""
-    mine = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return mine[:, 0] - others.amax(dim=1)
-
-
-def check(images: Tensor, labels: Tensor) -> None:
+def check(target: Target, images: Tensor, labels: Tensor) -> None:
     """Refuse what is not a batch of stored images with their labels.
 
     Raises:
-        ValueError: wrong shape or type, or values that no file holds.
+        ValueError: wrong shape or type, no image at all, or values that no file holds.
     """
     if images.ndim != 4 or images.shape[1] != 1 or images.dtype != torch.float32:
         raise ValueError(f"images must be (N, 1, rows, columns) float32, got {tuple(images.shape)} {images.dtype}")
-    if labels.shape != (len(images),) or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}")
+    if not images.numel():
+        raise ValueError("there is no image to attack")
+    target.task.check(labels, len(images))
     if not torch.equal(images, images.round()):
         raise ValueError("images must be stored values: whole numbers")
+    if images.min() < target.low or images.max() > target.high:
+        raise ValueError(f"images must lie between {target.low:g} and {target.high:g}: others cannot be stored")

@@ -1,95 +1,79 @@
-"""Projected gradient descent: the standard attack of one who knows the model."""
+"""Projected gradient descent, and the basic iterative method: the standard attacks of one who knows the model."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from detectors.perturb import step
-from lab.attacks.attack import Attacked, Target, check, margins
+from detectors.perturb import Norm
+from lab.attacks.attack import Target
+from lab.attacks.method import Knowledge, Method
+from lab.attacks.scene import Best, Found, Loss, Scene
 
-Loss = Literal["margin", "ce"]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGD(Method):
+    """Steps up the loss from random points of the ball, projected back after each.
 
-@dataclass(frozen=True, slots=True)
-class PGD:
-    """Sign steps up the loss from random points of the L-infinity ball, projected back after each.
-
-    Madry et al. 2018, arXiv:1706.06083. Limits: it knows nothing of a detector, so what it shows is the undefended
-    model; against a detector only an attack on both says anything (Carlini and Wagner 2017, arXiv:1705.07263).
+    Madry et al. 2018, arXiv:1706.06083; on findings or masks the multi-label and segmentation attack (Xu et al. 2021,
+    arXiv:2103.03438: `loss="ce"` is their mean binary cross-entropy). Limits: it knows nothing of a detector, so what
+    it shows is the undefended model; against a detector only an attack on both says anything (Carlini and Wagner
+    2017, arXiv:1705.07263).
     """
 
     name: ClassVar[str] = "pgd"
+    knowledge: ClassVar[Knowledge] = "gradients"
 
-    eps: float
-    """Budget, 8-bit grey levels of the window."""
     steps: int = 20
     restarts: int = 1
     """Starts; an image that is already misread is not attacked again."""
     stride: float = 0.15
     """Length of a step, as a share of the budget."""
     loss: Loss = "margin"
-    """What is climbed: the margin of the wrong answer, or cross-entropy."""
-    seed: int = 0
-    """Of the random starts."""
-    batch: int = 32
-    """Images attacked at once; bounds the memory and changes nothing else but the starts."""
+    norm: Norm = "linf"
+    goal: int | None = None
+    """The class that must be answered; None is content with any wrong one."""
+    confidence: float = math.inf
+    """An image leaves the batch when it is misread by more; infinite goes on for the least margin."""
+    random: bool = True
+    """Start at random points; else at the images themselves."""
 
-    def __post_init__(self) -> None:
-        if not (self.eps > 0 and self.steps > 0 and self.restarts > 0 and self.stride > 0 and self.batch > 0):
-            raise ValueError(f"eps, steps, restarts, stride and batch must be above 0: {self}")
-        if self.loss not in ("margin", "ce"):
-            raise ValueError(f"loss must be margin or ce, got {self.loss!r}")
-
-    def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
-        check(images, labels)
-        budget = target.budget(self.eps)
-        draws = torch.Generator().manual_seed(self.seed)
-        best = target.judged(images, labels, batch=self.batch)
-        for _ in range(self.restarts):
-            for chosen in torch.split(torch.nonzero(~best.success)[:, 0], self.batch):
-                climbed = self._climb(target, images[chosen], labels[chosen], budget, draws)
-                found = target.judged(climbed, labels[chosen], batch=self.batch)
-                better = found.margin < best.margin[chosen]
-                best.images[chosen[better]] = found.images[better]
-                best.margin[chosen[better]] = found.margin[better]
-                best.success[chosen[better]] = found.success[better]
-
-        assert bool(((best.images - images).abs() <= budget).all())
-        return best
-
-    def _climb(self, target: Target, images: Tensor, labels: Tensor, budget: float, draws: torch.Generator) -> Tensor:
-        """Return the point with the least margin that one start comes through."""
-        noise = torch.rand(images.shape, generator=draws, dtype=images.dtype)
-        current = torch.clamp(images + (2 * noise - 1) * budget, target.low, target.high)
-        best, least = images.clone(), torch.full((len(images),), torch.inf)
+    def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
+        best = Best(scene)
+        x = scene.anywhere(draws) if self.random else scene.clean
         for _ in range(self.steps):
-            gradient, margin = self._gradient(target, current, labels)
-            best, least = _keep(best, least, current, margin)
-            current = step(
-                current, gradient, images, size=self.stride * budget, eps=budget, low=target.low, high=target.high
-            )
-        with torch.no_grad():
-            margin = margins(target.logits(current), labels)
-        return _keep(best, least, current, margin)[0]
+            gradient, _, margin = scene.gradient(x, self.loss)
+            best.keep(scene, x, margin)
+            going = margin >= -self.confidence
+            if not bool(going.all()):
+                scene, x, gradient = scene.only(going), x[going], gradient[going]
+                if not len(x):
+                    return best.found()
+            x = scene.step(x, gradient, self.stride * scene.radius)
+        best.keep(scene, x, scene.margin(x))
+        return best.found()
 
-    def _gradient(self, target: Target, current: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of the loss, shaped like the images, and the margin (N,) at the same point."""
-        leaf = current.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = target.logits(leaf)
-            margin = margins(logits, labels)
-            rising = -margin if self.loss == "margin" else functional.cross_entropy(logits, labels, reduction="none")
-            (gradient,) = torch.autograd.grad(rising.sum(), leaf)
-        return gradient, margin.detach()
+    def _scene(self, target: Target, images: Tensor, labels: Tensor, _start: int) -> Scene:
+        scene = Scene.of(target, images, labels, eps=self.eps, norm=self.norm)
+        return scene if self.goal is None else scene.aiming(self.goal)
+
+    def _starts(self, _classes: int) -> int:
+        return self.restarts
 
 
-def _keep(best: Tensor, least: Tensor, current: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, image by image, the better of two points and its margin."""
-    better = margin < least
-    return torch.where(better[:, None, None, None], current, best), torch.where(better, margin, least)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BIM(PGD):
+    """Small steps up the cross-entropy from the image itself: PGD without the random start.
+
+    Kurakin et al. 2017, arXiv:1607.02533. Limits: those of PGD, and one start alone.
+    """
+
+    name: ClassVar[str] = "bim"
+
+    stride: float = 0.1
+    loss: Loss = "ce"
+    random: bool = False

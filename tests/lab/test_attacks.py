@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from gateway.pixels.imaging import LookupTable, Rendering
 from gateway.profile import Profile
-from lab.attacks.attack import Attack, Target, margins
+from lab.attacks.attack import Attack, Target
 from lab.attacks.fgsm import FGSM
 from lab.attacks.pgd import PGD
+from lab.attacks.tasks import margins
 
 PROFILE = Profile.from_toml(
     b"""
@@ -157,9 +158,10 @@ def test_eight_bit_images_are_attacked_in_whole_levels() -> None:
 
 def test_the_representation_is_the_configuration() -> None:
     assert repr(PGD(eps=2.0, steps=5)) == (
-        "PGD(eps=2.0, steps=5, restarts=1, stride=0.15, loss='margin', seed=0, batch=32)"
+        "PGD(eps=2.0, batch=32, seed=0, steps=5, restarts=1, stride=0.15, loss='margin', norm='linf', "
+        "goal=None, confidence=inf, random=True)"
     )
-    assert repr(FGSM(eps=1.0)) == "FGSM(eps=1.0, batch=32)"
+    assert repr(FGSM(eps=1.0)) == "FGSM(eps=1.0, batch=32, seed=0, loss='ce')"
 
 
 def test_the_margin_is_negative_where_the_answer_is_wrong() -> None:

@@ -1,0 +1,136 @@
+"""Small networks trained in a second, and the drawn images that they read: what attacks are tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gateway.profile import Profile
+from lab.attacks.attack import Target
+
+SIZE = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model behind 8-bit grey levels, and images that it reads correctly."""
+
+    target: Target
+    images: Tensor
+    labels: Tensor
+    network: nn.Module
+
+
+def drawn(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """8-bit images of a faint disc, square or bar on noise; their classes; and masks of the figure."""
+    draws = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=draws)
+    centre = torch.rand(count, 2, 1, 1, generator=draws) * 8 + 8
+    places = torch.arange(SIZE).float()
+    down, across = places[None, :, None] - centre[:, 0], places[None, None, :] - centre[:, 1]
+    figures = torch.stack(
+        [
+            down.square() + across.square() < 20,
+            (down.abs() < 4) & (across.abs() < 4),
+            (down.abs() < 2.5) & (across.abs() < 20),
+        ],
+        dim=1,
+    )
+    masks = figures[torch.arange(count), labels]
+    noise = torch.randn(count, SIZE, SIZE, generator=draws)
+    images = (100 + 20 * masks + 8 * noise).round().clamp(0, 255)
+    return images[:, None], labels, masks.long()
+
+
+def profile(task: str) -> Profile:
+    return Profile.from_toml(
+        f'name = "figures"\nversion = "1"\ntask = "{task}"\nclasses = ["disc", "square", "bar"]\n'
+        f'[input]\nname = "x"\nlayout = "NCHW"\nchannels = 1\nsize = [{SIZE}, {SIZE}]\nrange = [0.0, 1.0]\n'.encode()
+    )
+
+
+def trained(network: nn.Module, target: Target, images: Tensor, labels: Tensor, steps: int = 200) -> None:
+    """A few dozen steps of Adam: enough for figures."""
+    optimiser = torch.optim.Adam(network.parameters(), 5e-3)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (32,), generator=draws)
+        loss = target.task.loss(target.logits(images[chosen]), labels[chosen]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    network.eval().requires_grad_(requires_grad=False)
+
+
+def made(task: str, seed: int) -> Trained:
+    images, labels, masks = drawn(600, seed=1)
+    fresh, fresh_labels, fresh_masks = drawn(60, seed=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Masks() if task == "segmentation" else classifier()
+    if task == "segmentation":
+        labels, fresh_labels = masks, fresh_masks
+    if task == "multilabel":
+        labels, fresh_labels = (functional.one_hot(each, 3) for each in (labels, fresh_labels))
+    target = Target.of_uint8(network, profile(task))
+    trained(network, target, images, labels, steps=80 if task == "segmentation" else 200)
+    right = target.judged(fresh, fresh_labels, batch=60).margin > 0
+    return Trained(target, fresh[right], fresh_labels[right], network)
+
+
+class Masks(nn.Module):
+    """A segmenter of three convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers((x - 0.4) * 8)
+        return logits
+
+
+def classifier() -> nn.Module:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - 0.4) * 8
+
+    return nn.Sequential(
+        Centred(),
+        nn.Conv2d(1, 12, 5, 2),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(384, 3),
+    )
+
+
+@pytest.fixture(scope="session")
+def figures() -> Trained:
+    """Three classes."""
+    return made("multiclass", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_figures() -> Trained:
+    """The same task learnt from another start: an attacker's surrogate."""
+    return made("multiclass", seed=5)
+
+
+@pytest.fixture(scope="session")
+def findings() -> Trained:
+    """Three findings, each there or not."""
+    return made("multilabel", seed=0)
+
+
+@pytest.fixture(scope="session")
+def outlines() -> Trained:
+    """A mask of the figure."""
+    return made("segmentation", seed=0)
