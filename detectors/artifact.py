@@ -24,9 +24,10 @@ from detectors.denoisers.median import Median
 from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
-from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, SmallTwin
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
 from detectors.models.outputs import Activation, Task
 from detectors.models.reference import Reference
+from detectors.models.small import SmallTwin
 from detectors.observation import Span
 from detectors.probe import Probe, Twin
 

@@ -47,7 +47,7 @@ class Split:
     images: Tensor
     """(N, C, H, W) float32, as the model takes them."""
     labels: Tensor
-    """(N,) int64."""
+    """As the profile's task decides: (N,) int64; (N, classes) bool; (N, H, W) int64."""
     groups: tuple[str, ...]
     """The patient of each scan."""
     ids: tuple[str, ...]
@@ -133,16 +133,35 @@ def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) 
         return Split(torch.zeros(size), torch.zeros(0, dtype=torch.int64), (), ())
     if images.dtype != np.uint8 or images.ndim != 3:
         raise DataError(f"{name}_images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
-    labels = arrays.get(f"{name}_labels", np.zeros(len(images), np.int64))
+    labels = _npz_labels(arrays.get(f"{name}_labels"), len(images), name, profile)
     groups = arrays.get(f"{name}_groups")
     if groups is None:
         raise DataError(f"{name}_groups is missing: without patients, one could be fitted and tested on")
     ids = arrays.get(f"{name}_ids", np.arange(len(images)))
-    if not len(images) == len(labels) == len(groups) == len(ids):
-        raise DataError(f"{name}: images, labels, groups and ids differ in number")
+    if not len(images) == len(groups) == len(ids):
+        raise DataError(f"{name}: images, groups and ids differ in number")
     rendered = torch.cat([from_uint8(part, profile) for part in torch.split(torch.from_numpy(images), 256)])
     texts = tuple(tuple(str(value) for value in column) for column in (groups, ids))
-    return Split(rendered, torch.from_numpy(labels.astype(np.int64)), *texts)
+    return Split(rendered, labels, *texts)
+
+
+def _npz_labels(labels: NDArray[Any] | None, count: int, name: str, profile: Profile) -> Tensor:
+    """Labels in the form of the profile's task; zeros where the file has none: nothing but measuring reads them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "multiclass": (),
+        "multilabel": (len(profile.classes),),
+        "segmentation": profile.input.size,
+    }
+    wanted = (count, *shapes[profile.task])
+    found = np.zeros(wanted, np.int64) if labels is None else labels
+    if found.shape != wanted:
+        raise DataError(f"{name}_labels are {found.shape}; a {profile.task} model needs {wanted}")
+    if not np.issubdtype(found.dtype, np.integer) and found.dtype != np.bool_:
+        raise DataError(f"{name}_labels must be whole numbers, not {found.dtype}")
+    if found.size and not (found.min() >= 0 and found.max() < max(len(profile.classes), 2)):
+        raise DataError(f"{name}_labels lie outside the classes of the profile")
+    whole = torch.from_numpy(found.astype(np.int64))
+    return whole.bool() if profile.task == "multilabel" else whole
 
 
 def _from_folder(folder: Path, profile: Profile) -> Dataset:
@@ -155,6 +174,8 @@ def _from_folder(folder: Path, profile: Profile) -> Dataset:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{folder / 'labels.csv'}: cannot be read") from error
+    if profile.task != "multiclass":
+        raise DataError(f"{folder}: a table of labels is for multiclass models; {profile.task} needs an .npz file")
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise DataError(f"{folder / 'labels.csv'}: needs the columns file and label")
     told = hashlib.sha256()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors.filters import gaussian
-from detectors.models.outputs import margin
+from detectors.models.outputs import Task, changed, decided, margin
 from detectors.neighbours.jpeg import Jpeg
 from detectors.observation import LEVEL
 from detectors.perturb import ascend
@@ -38,7 +38,9 @@ class Attacked:
     """(N,) index of the clean image."""
 
 
-def simulate(model: Model, images: Tensor, *, device: torch.device, seed: int) -> Attacked:
+def simulate(
+    model: Model, images: Tensor, *, device: torch.device, seed: int, task: Task = Task.MULTICLASS
+) -> Attacked:
     """Attack each image once, with a method, a budget and a step size drawn at random; keep what succeeds.
 
     A third of the attacks is pulled back towards the clean image, to just beyond the border of the class.
@@ -48,6 +50,7 @@ def simulate(model: Model, images: Tensor, *, device: torch.device, seed: int) -
         images: (N, C, H, W) clean scans, 0 to 1.
         device: where the model lies.
         seed: of every draw.
+        task: what the model decides.
     """
     generator = torch.Generator(device).manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
@@ -59,25 +62,32 @@ def simulate(model: Model, images: Tensor, *, device: torch.device, seed: int) -
         size = SIZES[int(torch.randint(len(SIZES), (1,), generator=draws))] if steps > 1 else 1.0
         eps = EPS_LOW * (EPS_HIGH / EPS_LOW) ** torch.rand(len(clean), 1, 1, 1, generator=draws).to(device) * LEVEL
         with torch.no_grad():
-            classes = model(clean).argmax(1)
-        loss = _cross_entropy if float(torch.rand(1, generator=draws)) < 0.5 else _lead
+            answer = model(clean)
+        loss = _away if float(torch.rand(1, generator=draws)) < 0.5 else _lead
         noise = generator if steps > 1 else None
         attacked = ascend(
-            clean, _objective(model, classes, loss), eps=eps, steps=steps, size=size * eps,
+            clean, _objective(model, answer, loss, task), eps=eps, steps=steps, size=size * eps,
             low=0.0, high=1.0, generator=noise,
         )  # fmt: skip
         if float(torch.rand(1, generator=draws)) < 1 / 3:
-            attacked = _pulled_back(model, clean, attacked, classes)
+            attacked = _pulled_back(model, clean, attacked, decided(answer, task), task)
         attacked = storable(attacked, clean, fine=fine)
         with torch.no_grad():
-            success = (model(attacked).argmax(1) != classes).cpu()
+            success = changed(decided(answer, task), model(attacked), task).cpu()
         kept.append(attacked.cpu()[success])
         sources.append(chosen[success])
     return Attacked(torch.cat(kept), torch.cat(sources))
 
 
 def descend(
-    model: Model, images: Tensor, *, levels: float, steps: int, device: torch.device, seed: int
+    model: Model,
+    images: Tensor,
+    *,
+    levels: float,
+    steps: int,
+    device: torch.device,
+    seed: int,
+    task: Task = Task.MULTICLASS,
 ) -> tuple[Tensor, Tensor]:
     """Projected gradient descent on the margin at one budget, for measuring.
 
@@ -88,6 +98,7 @@ def descend(
         steps: number of steps, each a quarter of the budget.
         device: where the model lies.
         seed: of the starts.
+        task: what the model decides.
 
     Returns:
         (N, C, H, W) attacked images, and (N,) whether the model's answer changed.
@@ -98,15 +109,15 @@ def descend(
     for part in torch.split(images, BATCH):
         clean = part.to(device)
         with torch.no_grad():
-            classes = model(clean).argmax(1)
+            answer = model(clean)
         eps = levels * LEVEL
         attacked = ascend(
-            clean, _objective(model, classes, _lead), eps=eps, steps=steps, size=eps / 4,
+            clean, _objective(model, answer, _lead, task), eps=eps, steps=steps, size=eps / 4,
             low=0.0, high=1.0, generator=generator,
         )  # fmt: skip
         attacked = storable(attacked, clean, fine=fine)
         with torch.no_grad():
-            successes.append((model(attacked).argmax(1) != classes).cpu())
+            successes.append(changed(decided(answer, task), model(attacked), task).cpu())
         kept.append(attacked.cpu())
     return torch.cat(kept), torch.cat(successes)
 
@@ -195,26 +206,31 @@ def storable(changed: Tensor, clean: Tensor, *, fine: bool) -> Tensor:
     return (clean + ((changed - clean) / LEVEL).round() * LEVEL).clamp(0, 1)
 
 
-def _objective(model: Model, classes: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Model:
+def _objective(model: Model, answer: Tensor, loss: Callable[[Tensor, Tensor, Task], Tensor], task: Task) -> Model:
     """What an attack makes large: the loss of the model's answer against its own clean one."""
-    return lambda images: loss(model(images), classes)
+    return lambda images: loss(model(images), answer, task)
 
 
-def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, classes, reduction="none")
+def _away(logits: Tensor, answer: Tensor, task: Task) -> Tensor:
+    """Cross-entropy against the clean decision."""
+    sure = decided(answer, task)
+    if task is Task.MULTILABEL:
+        return functional.binary_cross_entropy_with_logits(logits, sure.to(logits), reduction="none").sum(1)
+    each = functional.cross_entropy(logits, sure, reduction="none")
+    return each.flatten(1).mean(1) if task is Task.SEGMENTATION else each
 
 
-def _lead(logits: Tensor, classes: Tensor) -> Tensor:
-    return -margin(logits, classes)
+def _lead(logits: Tensor, answer: Tensor, task: Task) -> Tensor:
+    return -margin(logits, decided(answer, task), task)
 
 
-def _pulled_back(model: Model, clean: Tensor, attacked: Tensor, classes: Tensor) -> Tensor:
+def _pulled_back(model: Model, clean: Tensor, attacked: Tensor, decision: Tensor, task: Task) -> Tensor:
     """The nearest wrong image on the way back to the clean one, by seven halvings."""
     right = torch.zeros(len(clean), 1, 1, 1, device=clean.device)
     wrong = torch.ones_like(right)
     for _ in range(7):
         middle = (right + wrong) / 2
         with torch.no_grad():
-            fooled = (model(clean + middle * (attacked - clean)).argmax(1) != classes).view(-1, 1, 1, 1)
+            fooled = changed(decision, model(clean + middle * (attacked - clean)), task).view(-1, 1, 1, 1)
         wrong, right = torch.where(fooled, middle, wrong), torch.where(fooled, right, middle)
     return clean + wrong * (attacked - clean)

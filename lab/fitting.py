@@ -110,7 +110,7 @@ def fit(
         watch: told of progress.
 
     Raises:
-        DataError: too few scans, or a task that is not supported.
+        DataError: too few scans.
         ConversionError: the model cannot be rebuilt, or the rebuilt one differs from onnxruntime.
     """
     place = device or torch.device("cpu")
@@ -144,8 +144,6 @@ def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
 
 def _check(profile: Profile, parts: Parts, fpr: float) -> None:
     """Refuse what cannot be fitted before any work is done."""
-    if profile.task != "multiclass":
-        raise DataError(f"task {profile.task}: detectors are fitted for multiclass models")
     least = fewest(fpr, Guarantee.MARGINAL)
     if len(parts.b) < least:
         raise DataError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from detectors.ensemble import Ensemble
+from detectors.models.outputs import Task, agreement
 from lab.data import Split
 from lab.development import descend
 from lab.progress import Watch
@@ -29,7 +30,8 @@ def measure(
 
     Returns:
         False-positive rate with its interval, and for each budget the attack's success and every detector's rate of
-        detection among successes, at p <= fpr; empty without scans.
+        detection among successes, at p <= fpr; empty without scans. Attacks start from scans that are classified
+        rightly; for several labels and for segmentation from all scans, and success is a changed decision.
     """
     if not len(scans):
         return {}
@@ -39,15 +41,16 @@ def measure(
     report: dict[str, Any] = {"n": len(scans), "accuracy": None, "fpr": {}, "pgd": {}}
     with staged(watch, "measuring", 1 + len(levels)) as done:
         flags, predictions = flagged(ensemble, unit, fpr)
-        report["accuracy"] = float((predictions == scans.labels).float().mean())
+        right = agreement(scans.labels, predictions, probe.task)
+        report["accuracy"] = float(right.mean())
         report["fpr"] = {name: clopper_pearson(int(flag.sum()), len(flag)) for name, flag in flags.items()}
         done()
-        right = unit[predictions == scans.labels]
+        begun = unit[right == 1] if probe.task is Task.MULTICLASS else unit
         for level in levels:
             images, success = descend(
-                logits_of(probe), right, levels=level, steps=10, device=device, seed=seed
+                logits_of(probe), begun, levels=level, steps=10, device=device, seed=seed, task=probe.task
             )  # fmt: skip
-            entry: dict[str, Any] = {"attacked": len(right), "successes": int(success.sum())}
+            entry: dict[str, Any] = {"attacked": len(begun), "successes": int(success.sum())}
             if entry["successes"]:
                 flags, _ = flagged(ensemble, images[success], fpr)
                 entry["tpr"] = {name: clopper_pearson(int(flag.sum()), len(flag)) for name, flag in flags.items()}

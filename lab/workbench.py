@@ -9,9 +9,10 @@ from torch import Tensor
 from detectors.denoisers.dncnn import DnCNN
 from detectors.detector import Detector
 from detectors.material import Material
-from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, SmallTwin, harden
-from detectors.models.outputs import Activation, Task, margin, to_logits
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, harden
+from detectors.models.outputs import Activation, Task, decided, margin, to_logits
 from detectors.models.reference import Reference
+from detectors.models.small import SmallTwin
 from detectors.observation import LEVEL, Span, union
 from detectors.perturb import ascend
 from detectors.probe import Probe
@@ -49,15 +50,15 @@ class Workbench:
         unit = self.span.to_unit(images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            small = SmallTwin(images.shape[1], self._width(images)).to(self.device)
+            small = SmallTwin(images.shape[1], self._width(images), task=self.task).to(self.device)
         copied = CopiedTwin(self.reference, self.activation, self.span, self.task)
         return {
             COPIED_TWIN: harden(
-                copied, self.model, unit, recipe=recipes[0], seed=self.seed + 1,
+                copied, self.model, unit, recipe=recipes[0], seed=self.seed + 1, task=self.task,
                 progress=lambda share: self.watch("hardening the copied twin", share),
             ),
             SMALL_TWIN: harden(
-                small, self.model, unit, recipe=recipes[1], seed=self.seed + 2,
+                small, self.model, unit, recipe=recipes[1], seed=self.seed + 2, task=self.task,
                 progress=lambda share: self.watch("hardening the small twin", share),
             ),
         }  # fmt: skip
@@ -84,7 +85,7 @@ class Workbench:
         rounds = []
         with staged(self.watch, "simulating attacks", ATTACK_ROUNDS) as done:
             for k in range(ATTACK_ROUNDS):
-                rounds.append(simulate(self.model, unit, device=self.device, seed=self.seed + 100 + k))
+                rounds.append(self._simulated(unit, seed=self.seed + 100 + k))
                 done()
         found = _together(rounds)
         benign = (
@@ -97,8 +98,11 @@ class Workbench:
     def held_out(self, probe: Probe, images: Tensor) -> Material:
         """The same on A, whose scans no twin has seen: few scans, so each is attacked several times."""
         unit = self.span.to_unit(images)
-        found = _together([simulate(self.model, unit, device=self.device, seed=self.seed + k) for k in (9, 10, 11)])
+        found = _together([self._simulated(unit, seed=self.seed + k) for k in (9, 10, 11)])
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
+
+    def _simulated(self, unit: Tensor, seed: int) -> Attacked:
+        return simulate(self.model, unit, device=self.device, seed=seed, task=self.task)
 
     def denoiser(self, images: Tensor) -> DnCNN:
         """The trained denoiser, shown attacks of four grey levels at most."""
@@ -107,10 +111,10 @@ class Workbench:
 
         def attack(clean: Tensor) -> Tensor:
             with torch.no_grad():
-                classes = self.model(clean).argmax(1)
+                decision = decided(self.model(clean), self.task)
             eps = 4 * LEVEL
             return ascend(
-                clean, lambda x: -margin(self.model(x), classes), eps=eps, steps=3, size=eps / 2,
+                clean, lambda x: -margin(self.model(x), decision, self.task), eps=eps, steps=3, size=eps / 2,
                 low=0.0, high=1.0, generator=noise,
             )  # fmt: skip
 

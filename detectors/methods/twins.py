@@ -9,7 +9,7 @@ model fools the twin too, the twin is silent; Tramer 2022, arXiv:2107.11630, bou
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from torch.nn import functional
 from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
 from detectors.material import Material
-from detectors.models.outputs import Activation, Task, pooled, to_logits
+from detectors.models.outputs import Activation, Task, divergence, pooled, to_logits
 from detectors.models.reference import Reference
+from detectors.models.small import SmallTwin
 from detectors.observation import LEVEL, Needs, Observation, Signal, Span
 from detectors.perturb import ascend
 from detectors.precision import training
@@ -83,62 +84,6 @@ class CopiedTwin(nn.Module):
         return to_logits(output, self._activation, self._task), pooled(taps[tap])
 
 
-class _Block(nn.Module):
-    """Two normalised convolutions and a way around them."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-        same = stride == 1 and channels == width
-        self.around: nn.Module = nn.Identity() if same else nn.Conv2d(channels, width, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, width, H / stride, W / stride)."""
-        y = torch.relu(self.norm1(self.first(x)))
-        return torch.relu(self.norm2(self.second(y)) + self.around(x))
-
-
-class SmallTwin(nn.Module):
-    """twinS: a residual network of a quarter of the cost, trained from scratch."""
-
-    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
-        super().__init__()
-        widths = (width, 2 * width, 4 * width, 6 * width)
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )  # fmt: skip
-        blocks: list[nn.Module] = []
-        before = width
-        for stage, (after, depth) in enumerate(zip(widths, (2, 2, 2, 1), strict=True)):
-            blocks += [_Block(before if k == 0 else after, after, 2 if k == 0 else 1) for k in range(depth)]
-            before = widths[stage]
-        self.body = nn.Sequential(*blocks)
-        self.head = nn.Linear(before, classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, K) logits."""
-        return self.look(images)[0]
-
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) and features (N, D)."""
-        features = self.body(self.stem(images * 4 - 2)).mean((2, 3))
-        return self.head(features), features
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        """Rebuild the network whose weights these are."""
-        try:
-            stem, head = state["stem.0.weight"], state["head.weight"]
-        except KeyError as error:
-            raise NotFittedError(f"twinS lacks {error}") from error
-        twin = cls(stem.shape[1], head.shape[0], stem.shape[0])
-        twin.load_state_dict(state)
-        return twin
-
-
 @dataclass(frozen=True, slots=True)
 class Hardening:
     """How a twin is trained."""
@@ -166,6 +111,7 @@ def harden(
     *,
     recipe: Hardening,
     seed: int,
+    task: Task = Task.MULTICLASS,
     progress: Progress = lambda _share: None,
 ) -> Trained:
     """Distil the protected model into a twin, adversarially, without labels.
@@ -179,6 +125,7 @@ def harden(
         images: (N, C, H, W) float32 clean scans, 0 to 1.
         recipe: budgets and schedule.
         seed: of the order, the budgets and the starts.
+        task: what the model decides.
         progress: told the share of the work that is done.
 
     Returns:
@@ -186,7 +133,7 @@ def harden(
     """
     device = next(twin.parameters()).device
     order = torch.Generator().manual_seed(seed)
-    lesson = _Lesson(teacher, recipe, torch.Generator(device).manual_seed(seed))
+    lesson = _Lesson(teacher, recipe, task, torch.Generator(device).manual_seed(seed))
     optimizer = torch.optim.AdamW(twin.parameters(), lr=recipe.peak, weight_decay=1e-4)
     steps = recipe.epochs * -(-len(images) // recipe.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak, total_steps=steps + 1)
@@ -212,26 +159,27 @@ class _Lesson:
 
     teacher: Callable[[Tensor], Tensor]
     recipe: Hardening
+    task: Task
     noise: torch.Generator
 
     def loss(self, twin: CopiedTwin | SmallTwin, images: Tensor, *, strength: float) -> Tensor:
         """A scalar: how far the twin is from the teacher on clean images and under `strength` of the full budgets."""
         with torch.no_grad():
-            target = torch.softmax(self.teacher(images).float() / TEMPERATURE, 1)
+            answer = self.teacher(images).float()
         twin.eval().requires_grad_(False)
-        on_twin = self._attacked(twin, images, target, strength)
-        on_model = self._attacked(self.teacher, images, target, strength)
+        on_twin = self._attacked(twin, images, answer, strength)
+        on_model = self._attacked(self.teacher, images, answer, strength)
         twin.train().requires_grad_(True)
-        clean = _divergence(twin(images), target)
-        return (clean + _divergence(twin(on_twin), target) + 0.5 * _divergence(twin(on_model), target)).mean()
+        clean, hard, easy = (self._away(answer, twin(shown)) for shown in (images, on_twin, on_model))
+        return (clean + hard + 0.5 * easy).mean()
 
-    def _attacked(self, network: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, strength: float) -> Tensor:
+    def _attacked(self, network: Callable[[Tensor], Tensor], images: Tensor, answer: Tensor, strength: float) -> Tensor:
         """Two steps that drive a network away from the teacher's clean answer."""
         share = torch.rand(len(images), 1, 1, 1, generator=self.noise, device=images.device)
         eps = (self.recipe.eps_low + share * (self.recipe.eps_high - self.recipe.eps_low)) * LEVEL * strength
         return ascend(
             images,
-            lambda x: _divergence(network(x), target),
+            lambda x: self._away(answer, network(x)),
             eps=eps,
             steps=2,
             size=0.7 * eps,
@@ -240,10 +188,9 @@ class _Lesson:
             generator=self.noise,
         )
 
-
-def _divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """(N,) Kullback-Leibler divergence from the target (N, K) to the softened answer."""
-    return functional.kl_div(torch.log_softmax(logits.float() / TEMPERATURE, 1), target, reduction="none").sum(1)
+    def _away(self, answer: Tensor, logits: Tensor) -> Tensor:
+        """(N,) Kullback-Leibler divergence from the teacher's softened answer to a network's."""
+        return divergence(answer / TEMPERATURE, logits.float() / TEMPERATURE, self.task)
 
 
 def _moved(images: Tensor, noise: torch.Generator) -> Tensor:

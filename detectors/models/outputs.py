@@ -7,6 +7,9 @@ from torch import Tensor
 
 from detectors.errors import InputError
 
+DICE_BROKEN = 0.5
+"""Below this Dice coefficient with what it was, a segmentation counts as another one."""
+
 
 @unique
 class Activation(Enum):
@@ -84,6 +87,27 @@ def margin(logits: Tensor, decision: Tensor, task: Task = Task.MULTICLASS) -> Te
     others = logits.scatter(1, decision[:, None], -torch.inf).amax(1)
     lead = chosen - others
     return lead.flatten(1).mean(1) if task is Task.SEGMENTATION else lead
+
+
+def agreement(decision: Tensor, other: Tensor, task: Task = Task.MULTICLASS) -> Tensor:
+    """(N,) from 0 to 1, how far two decisions are the same, both in the form that `Task` gives.
+
+    The same class or not; the share of labels that are the same; of a segmentation the Dice coefficient over the pixels
+    of all classes but the first, the background, and 1 where neither has any.
+    """
+    if task is Task.MULTICLASS:
+        return (other == decision).float()
+    if task is Task.MULTILABEL:
+        return (other == decision).float().mean(1)
+    both = ((other == decision) & (decision > 0)).flatten(1).sum(1)
+    either = (decision > 0).flatten(1).sum(1) + (other > 0).flatten(1).sum(1)
+    return torch.where(either > 0, 2 * both / either.clamp_min(1), torch.ones_like(both, dtype=torch.float32))
+
+
+def changed(decision: Tensor, logits: Tensor, task: Task = Task.MULTICLASS) -> Tensor:
+    """(N,) bool: whether logits decide otherwise: another class, any other label, a Dice coefficient below a half."""
+    least = DICE_BROKEN if task is Task.SEGMENTATION else 1.0
+    return agreement(decision, decided(logits, task), task) < least
 
 
 def divergence(logits: Tensor, others: Tensor, task: Task = Task.MULTICLASS) -> Tensor:

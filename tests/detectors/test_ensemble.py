@@ -23,10 +23,11 @@ from detectors.material import Material
 from detectors.methods.fusion import Fusion, features
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.shifts import PredictionShift
-from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, SmallTwin, TwinDisagreement
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
 from detectors.models.outputs import Activation, margin
 from detectors.models.reference import Reference
+from detectors.models.small import SmallTwin
 from detectors.neighbours.defaults import default_neighbours
 from detectors.observation import Needs, Observation, Signal, Span
 from detectors.probe import Probe
