@@ -102,6 +102,69 @@ def score(
 @main.command()
 @click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
+@click.option("--detectors", type=FOLDER, required=True, help="artefact directory")
+@click.option("--data", "data_path", type=FILE, required=True, help=".npz; its test split is attacked")
+@click.option("--attacks", default="all", show_default=True, help="names, with commas between")
+@click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, 8-bit grey levels of the window")
+@click.option("--grade", "grade_name", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+@click.option("--shift", "shifts", type=FILE, multiple=True, help="another data set, shown as it is; repeatable")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="directory for report.json and report.md")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
+def evaluate(
+    *,
+    model_path: Path,
+    profile_path: Path,
+    detectors: Path,
+    data_path: Path,
+    attacks: str,
+    eps: str,
+    grade_name: str,
+    shifts: tuple[Path, ...],
+    out: Path | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Attack the model on test scans; report what each detector and the ensemble see."""
+    import torch
+
+    from detectors.artifact import MANIFEST
+    from gateway.profile import Profile
+    from lab.evaluation.attacks import ALL
+    from lab.evaluation.evaluate import evaluate as measured
+    from lab.evaluation.grades import GRADES
+    from lab.progress import progress
+
+    with _refusals():
+        with progress() as watch:
+            report = measured(
+                model_path.read_bytes(), Profile.load(profile_path), detectors, (detectors / MANIFEST).read_bytes(),
+                data_path, attacks=ALL if attacks == "all" else attacks.split(","), levels=_levels(eps),
+                grade=GRADES[grade_name], shifts=shifts, seed=seed, device=torch.device(device), watch=watch,
+            )  # fmt: skip
+        document, tables = json.dumps(report.document(), indent=2, allow_nan=False), report.markdown(data_path.stem)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "report.json").write_text(document + "\n", encoding="utf-8")
+            (out / "report.md").write_text(tables + "\n", encoding="utf-8")
+    click.echo(document if as_json else tables)
+
+
+def _levels(text: str) -> list[float]:
+    """Budgets with commas between; raises `DataError`."""
+    from lab.data import DataError
+
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError as error:
+        raise DataError(f"--eps: {text!r} is no list of numbers") from error
+
+
+@main.command()
+@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--detectors", type=FOLDER, required=True, help="signed artefact directory that is served")
 @click.option("--public-key", "public_keys", type=FILE, multiple=True, required=True, help="who signed it; repeatable")
 @click.option("--scans", type=FOLDER, required=True, help="folder of signed DICOM files")

@@ -94,6 +94,31 @@ def load(path: Path, profile: Profile) -> Dataset:
     return _from_npz(path, profile)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredScans:
+    """Scans as a file holds them, which is where an attack is applied."""
+
+    images: Tensor
+    """(N, 1, rows, columns) float32, whole numbers."""
+    labels: Tensor
+    """As the profile's task decides."""
+
+
+def stored(path: Path, split: str, profile: Profile) -> StoredScans:
+    """The 8-bit stored values of one split of an .npz file.
+
+    Raises:
+        DataError: it is no such file, or the split is empty.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: attacks are written into the stored values of an .npz file, not of a folder")
+    arrays, _ = _opened(path)
+    scans = _npz_split(arrays, split, profile)
+    if not len(scans):
+        raise DataError(f"{path}: there are no {split} scans")
+    return StoredScans(torch.from_numpy(arrays[f"{split}_images"]).float()[:, None], scans.labels)
+
+
 def halves(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     """Split by patient: the first part holds about `share` of the scans, the second the rest."""
     order = sorted(set(split.groups))
@@ -114,15 +139,20 @@ def halves(split: Split, share: float, seed: int) -> tuple[Split, Split]:
 
 def _from_npz(path: Path, profile: Profile) -> Dataset:
     """The layout of the architecture, section 5.1: uint8 images by split, labels, groups, ids."""
-    try:
-        content = path.read_bytes()
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as .npz") from error
+    arrays, content = _opened(path)
     classes = tuple(str(name) for name in arrays.get("class_names", np.array(profile.classes)))
     splits = {name: _npz_split(arrays, name, profile) for name in SPLITS}
     return Dataset(**splits, classes=classes, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _opened(path: Path) -> tuple[dict[str, NDArray[Any]], bytes]:
+    """The arrays of an .npz file, and its bytes; raises `DataError`."""
+    try:
+        content = path.read_bytes()
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}, content
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as .npz") from error
 
 
 def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) -> Split:

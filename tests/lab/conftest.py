@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors.methods.twins import Hardening
 from gateway.profile import Profile
+from lab import data, fitting
 from lab.attacks.attack import Target
+from lab.training import Recipe, export, train_classifier
+from signing.envelope import create_key, load_private_key
 
 SIZE = 24
 
@@ -134,3 +142,63 @@ def findings() -> Trained:
 def outlines() -> Trained:
     """A mask of the figure."""
     return made("segmentation", seed=0)
+
+
+PROFILE = b"""
+name = "blobs"
+version = "1"
+task = "multiclass"
+classes = ["plain", "striped"]
+[input]
+name = "image"
+layout = "NCHW"
+channels = 1
+size = [32, 32]
+range = [-1.0, 1.0]
+"""
+QUICK = (Hardening(0.5, 6.0, 6, 2e-3, batch=16), Hardening(1.0, 6.0, 6, 4e-3, batch=16))
+
+
+def blobs(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Grey images with a spot on noise, every second of them faintly striped, and which are."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    labels = np.arange(count) % 2
+    images = np.empty((count, 32, 32), np.uint8)
+    for k, label in enumerate(labels):
+        y, x, size = *rng.uniform(8, 24, 2), rng.uniform(4, 8)
+        spot = 60 * np.exp(-((np.hypot(rows - y, columns - x) / size) ** 2))
+        stripes = label * 14 * np.sin(2 * np.pi * (rows + rng.uniform(0, 4)) / 4)
+        images[k] = np.clip(80 + spot + stripes + rng.normal(0, 4, (32, 32)), 0, 255)
+    return images, labels.astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its profile, data and a key."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "profile.toml").write_bytes(PROFILE)
+    arrays: dict[str, NDArray[np.generic]] = {"class_names": np.array(["plain", "striped"])}
+    for place, (split, count) in enumerate({"train": 240, "val": 300, "test": 60}.items()):
+        images, labels = blobs(count, seed=place)
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+        arrays |= {f"{split}_groups": np.array([f"{split}{k // 2}" for k in range(count)])}
+        arrays |= {f"{split}_ids": np.array([f"{split}-{k}" for k in range(count)])}
+    np.savez(folder / "data.npz", **arrays)
+    profile = Profile.load(folder / "profile.toml")
+    train = data.load(folder / "data.npz", profile).train
+    recipe = Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=16, batch=16)
+    model = train_classifier(train.images, train.labels, classes=2, recipe=recipe, watch=lambda _epoch, _loss: None)
+    (folder / "model.onnx").write_bytes(export(model, profile))
+    create_key(folder / "key.pem")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted(site: Path) -> fitting.Fitted:
+    """What a quick fit of the site leaves in `out`."""
+    profile = Profile.load(site / "profile.toml")
+    parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
+    key: Ed25519PrivateKey = load_private_key(site / "key.pem")
+    model = (site / "model.onnx").read_bytes()
+    return fitting.fit(model, profile, parts, site / "out", fpr=0.01, key=key, seed=0, recipes=QUICK)

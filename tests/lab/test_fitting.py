@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from detectors import registry
 from detectors.artifact import MANIFEST, Artefact
-from detectors.methods.twins import Hardening
 from detectors.observation import LEVEL
 from detectors.testing import check_detector
 from gateway.profile import Profile
@@ -22,70 +20,8 @@ from lab import data, fitting
 from lab.cli import main
 from lab.development import descend, harmless, on_grid, simulate
 from lab.measuring import flagged
-from lab.training import Recipe, export, train_classifier
 from lab.workbench import logits_of
-from signing.envelope import create_key, load_public_key, open_envelope
-
-PROFILE = b"""
-name = "blobs"
-version = "1"
-task = "multiclass"
-classes = ["plain", "striped"]
-[input]
-name = "image"
-layout = "NCHW"
-channels = 1
-size = [32, 32]
-range = [-1.0, 1.0]
-"""
-QUICK = (Hardening(0.5, 6.0, 6, 2e-3, batch=16), Hardening(1.0, 6.0, 6, 4e-3, batch=16))
-
-
-def blobs(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Grey images with a spot on noise, every second of them faintly striped, and which are."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:32, :32]
-    labels = np.arange(count) % 2
-    images = np.empty((count, 32, 32), np.uint8)
-    for k, label in enumerate(labels):
-        y, x, size = *rng.uniform(8, 24, 2), rng.uniform(4, 8)
-        spot = 60 * np.exp(-((np.hypot(rows - y, columns - x) / size) ** 2))
-        stripes = label * 14 * np.sin(2 * np.pi * (rows + rng.uniform(0, 4)) / 4)
-        images[k] = np.clip(80 + spot + stripes + rng.normal(0, 4, (32, 32)), 0, 255)
-    return images, labels.astype(np.int64)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its profile, data and a key."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "profile.toml").write_bytes(PROFILE)
-    arrays: dict[str, NDArray[np.generic]] = {"class_names": np.array(["plain", "striped"])}
-    for place, (split, count) in enumerate({"train": 240, "val": 300, "test": 60}.items()):
-        images, labels = blobs(count, seed=place)
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-        arrays |= {f"{split}_groups": np.array([f"{split}{k // 2}" for k in range(count)])}
-        arrays |= {f"{split}_ids": np.array([f"{split}-{k}" for k in range(count)])}
-    np.savez(folder / "data.npz", **arrays)
-    profile = Profile.load(folder / "profile.toml")
-    train = data.load(folder / "data.npz", profile).train
-    recipe = Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=16, batch=16)
-    model = train_classifier(train.images, train.labels, classes=2, recipe=recipe, watch=lambda _epoch, _loss: None)
-    (folder / "model.onnx").write_bytes(export(model, profile))
-    create_key(folder / "key.pem")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def fitted(site: Path) -> fitting.Fitted:
-    """What a quick fit of the site leaves in `out`."""
-    from signing.envelope import load_private_key
-
-    profile = Profile.load(site / "profile.toml")
-    parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
-    key: Ed25519PrivateKey = load_private_key(site / "key.pem")
-    model = (site / "model.onnx").read_bytes()
-    return fitting.fit(model, profile, parts, site / "out", fpr=0.01, key=key, seed=0, recipes=QUICK)
+from signing.envelope import load_public_key, open_envelope
 
 
 def test_the_victim_is_worth_attacking(site: Path, fitted: fitting.Fitted) -> None:

@@ -1,0 +1,145 @@
+"""A guarded model is attacked, and the report says what was seen, in the form that others rely on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from lab.cli import main
+from lab.evaluation import grades
+from lab.evaluation.attacks import ALL
+from lab.evaluation.grades import Grade
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Any:
+    """A grade for tests, so that attacks take seconds."""
+    before = dict(grades.GRADES)
+    grades.GRADES["quick"] = Grade("quick", images=24, steps=10, restarts=1, queries=60)
+    yield
+    grades.GRADES.update(before)
+
+
+def run(site: Path, *arguments: str | Path) -> Result:
+    given = [
+        "evaluate",
+        "--model",
+        site / "model.onnx",
+        "--profile",
+        site / "profile.toml",
+        "--detectors",
+        site / "out",
+    ]
+    return CliRunner().invoke(main, [str(each) for each in (*given, "--data", site / "data.npz", *arguments)])
+
+
+@pytest.fixture(scope="module")
+def report(site: Path, fitted: object, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("evaluation")
+    result = run(site, "--eps", "2,8", "--out", out, "--shift", site / "data.npz", "--json")
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    assert json.loads((out / "report.json").read_text()) == document
+    assert (out / "report.md").read_text().startswith("## data")
+    return document
+
+
+def entry(report: dict[str, Any], name: str, eps: float | None) -> dict[str, Any]:
+    (found,) = [each for each in report["attacks"] if each["name"] == name and each["eps"] == eps]
+    return dict(found)
+
+
+def test_it_holds_every_key_of_the_contract(report: dict[str, Any]) -> None:
+    assert set(report) >= {
+        "schema", "grade", "threat_model", "seeds", "model", "profile", "detectors", "dataset", "n_clean", "target_fpr",
+        "fpr_measured", "clean_accuracy", "attacks", "null_attack",
+    }  # fmt: skip
+    assert set(report["fpr_measured"]) == {"rate", "low", "high", "n"}
+    for each in report["attacks"]:
+        assert set(each) >= {
+            "name", "eps", "tier", "n_attacked", "n_success", "success_rate_undefended", "detectors", "ensemble",
+            "evasion", "adversarial_risk", "accuracy_of_admitted", "denoised_accuracy", "norm_linf_levels", "ssim",
+        }  # fmt: skip
+        if each["n_success"]:
+            assert set(each["ensemble"]) == {"auroc", "tpr_at_fpr1", "tpr_at_fpr5"}
+            assert set(each["detectors"]) == set(report["detectors"])
+    assert {each["name"] for each in report["attacks"]} == set(ALL)
+
+
+def test_attacks_keep_their_budget_and_larger_ones_succeed_more(report: dict[str, Any]) -> None:
+    small, large = entry(report, "pgd", 2), entry(report, "pgd", 8)
+
+    assert small["norm_linf_levels"] <= 2
+    assert large["norm_linf_levels"] <= 8
+    assert small["success_rate_undefended"] <= large["success_rate_undefended"]
+    assert large["success_rate_undefended"] > 0.8
+    assert large["ssim"] < small["ssim"] < 1
+
+
+def test_what_evades_is_misread_and_not_flagged(report: dict[str, Any]) -> None:
+    found = entry(report, "pgd", 8)
+
+    missed = found["n_success"] - round(found["ensemble"]["tpr_at_fpr1"] * found["n_success"])
+    assert round(found["evasion"] * found["n_attacked"]) == missed
+    assert found["adversarial_risk"]["low"] <= found["evasion"] <= found["adversarial_risk"]["high"]
+    assert found["ensemble"]["tpr_at_fpr1"] <= found["ensemble"]["tpr_at_fpr5"]
+    assert found["ensemble"]["auroc"] > 0.9
+
+
+def test_a_carried_attack_is_another_tier(report: dict[str, Any]) -> None:
+    assert {each["tier"] for each in report["attacks"] if each["name"] == "transfer"} == {"transfer"}
+    assert entry(report, "transfer", 8)["n_success"] <= entry(report, "pgd", 8)["n_success"]
+
+
+def test_scans_as_they_are_are_flagged_as_often_as_a_shift_to_themselves(report: dict[str, Any]) -> None:
+    assert report["shift"]["data.npz"] == report["fpr_measured"]
+    assert report["null_attack"]["by_change"]["saved again"]["n"] == 24
+    assert report["null_attack"]["flag_rate"] == max(e["rate"] for e in report["null_attack"]["by_change"].values())
+
+
+def test_the_same_seed_gives_the_same_report(site: Path, fitted: object) -> None:
+    chosen = ("--attacks", "pgd,square", "--eps", "4", "--seed", "3", "--json")
+
+    first, second = run(site, *chosen), run(site, *chosen)
+
+    assert first.stdout == second.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--attacks", "pgd,magic"), "no attack is called magic"),
+        (("--eps", "2,-1"), "a number of grey levels above 0"),
+        (("--eps", "two"), "no list of numbers"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_any_work(
+    site: Path, fitted: object, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run(site, *arguments)
+
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+
+
+def test_a_data_set_without_test_scans_is_refused(site: Path, fitted: object, tmp_path: Path) -> None:
+    with np.load(site / "data.npz") as file:
+        kept = {name: file[name] for name in file.files if not name.startswith("test_")}
+    np.savez(tmp_path / "data.npz", **kept)
+    given = [
+        "evaluate",
+        "--model",
+        site / "model.onnx",
+        "--profile",
+        site / "profile.toml",
+        "--detectors",
+        site / "out",
+    ]
+
+    result = CliRunner().invoke(main, [str(each) for each in (*given, "--data", tmp_path / "data.npz")])
+
+    assert result.exit_code == 2
+    assert "there are no test scans" in result.stderr
