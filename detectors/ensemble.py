@@ -60,6 +60,8 @@ class Examination:
     """By detector, (N,): larger is more suspicious."""
     p_values: Mapping[str, Tensor]
     """By detector, (N,) float64: each by itself, for reports."""
+    statistic: Tensor
+    """(N,): the channels joined; minus the logarithm of a tail probability, which orders and does not promise."""
     p_value: Tensor
     """(N,) float64: the one that decides."""
 
@@ -127,8 +129,9 @@ class Ensemble:
             p_values = {
                 member.detector.name: member.conformal.p_value(scores[member.detector.name]) for member in self.members
             }
-            p_value = self.conformal.p_value(join(self.members, self.channels, scores))  # (3)
-        return Examination(seen.logits, seen.decision, scores, p_values, p_value)
+            statistic = join(self.members, self.channels, scores)  # (3)
+            p_value = self.conformal.p_value(statistic)
+        return Examination(seen.logits, seen.decision, scores, p_values, statistic, p_value)
 
     def statistic(self, seen: Observation) -> Tensor:
         """The joined statistic (N,) of an observation; larger is more suspicious; keeps the graph."""

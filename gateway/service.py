@@ -17,7 +17,8 @@ from gateway.callers.throttle import Throttle
 from gateway.case import Case, Digests
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, Overloaded, ScanError, Settled, Unkept, UpstreamError
-from gateway.finding import Outcome
+from gateway.finding import GatewayReason, Outcome
+from gateway.heat_maps import HeatMaps
 from gateway.pipeline import Pipeline
 from gateway.policy import MONITOR, SIGNATURE, UNSIGNED, Context, ServicePolicy
 from gateway.profile import Profile
@@ -96,7 +97,9 @@ class ProtectionService:
         queries: QueryWatch,
         routing: Routing,
         clock: Callable[[], datetime],
+        heat_maps: HeatMaps | None = None,
     ) -> None:
+        """`heat_maps`: None where there are no detectors."""
         self._routes = routes
         self._ledger = ledger
         self._audit = audit
@@ -108,6 +111,7 @@ class ProtectionService:
         self._queries = queries
         self._routing = routing
         self._clock = clock
+        self._heat_maps = heat_maps
 
     @property
     def audit(self) -> AuditLog:
@@ -179,6 +183,13 @@ class ProtectionService:
     def review(self) -> Review:
         """What people may do with held scans besides."""
         return self._review
+
+    @property
+    def heat_maps(self) -> HeatMaps:
+        """Pictures of held scans; raises Settled where there are no detectors to draw them."""
+        if self._heat_maps is None:
+            raise Settled("there are no heat maps: this gateway has no detectors")
+        return self._heat_maps
 
     def route_by_rule(self, scan: Scan) -> str:
         """Name of the route for a scan whose sender named none; raises ScanError where no rule takes it."""
@@ -285,10 +296,13 @@ class ProtectionService:
     def _carry_out(self, route: Route, case: Case, verdict: Verdict, deadline: Deadline) -> Consequence:
         if _is_kept(case, verdict):
             try:
-                return Consequence(quarantine_id=self._quarantine.hold(case, verdict))
+                identity = self._quarantine.hold(case, verdict)
             except Overloaded as error:
                 self._record(Failed.of(case, error))
                 raise Unkept(str(error), retry_after_s=error.retry_after_s) from None
+            if self._heat_maps is not None and GatewayReason.SUSPECT in verdict.reasons:
+                self._heat_maps.want(identity)
+            return Consequence(quarantine_id=identity)
         if not verdict.disposition.admitted or route.upstream is None:
             return Consequence()
         if verdict.instead_of is not None and route.upstream.needs_image and case.image is None:

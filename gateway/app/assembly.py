@@ -22,6 +22,7 @@ from gateway.case import Digests
 from gateway.engine.engine import Engine
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError
+from gateway.heat_maps import Easel, HeatMaps, Wanted
 from gateway.pipeline import Pipeline
 from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy, effective
@@ -131,6 +132,8 @@ class Records:
     """Scans acknowledged and not examined yet; None without a DICOM door."""
     destinations: Mapping[str, DicomUpstream]
     """By name; each with what was admitted and not handed on yet."""
+    wanted: Wanted
+    """Held scans whose heat maps are to be drawn."""
 
     @classmethod
     def open(cls, plan: Plan) -> Self:
@@ -180,6 +183,7 @@ class Records:
                 QueryWatch(),
                 _inbox(plan),
                 _destinations(plan, audit, metrics),
+                Wanted(),
             )
         except ConfigError:
             audit.close()
@@ -294,6 +298,17 @@ def build_service(
         queries=records.queries,
         routing=Routing(plan.config.routing),
         clock=clock,
+        heat_maps=HeatMaps(
+            {
+                name: Easel.of(plan.models[route.model], engine, decompressor)
+                for name, route in plan.config.routes.items()
+                if route.model is not None and engine is not None
+            },
+            wanted=records.wanted,
+            quarantine=records.quarantine,
+            audit=records.audit,
+            metrics=records.metrics,
+        ),
     )
 
 

@@ -23,7 +23,7 @@ from gateway.app.assembly import Plan, Records, build_service, exporting, start_
 from gateway.app.doors import open_dicom_door, open_web_door
 from gateway.app.preconditions import DISTRIBUTION, allow_descriptors, refuse_foreign_owners
 from gateway.app.trusted import revocation_files
-from gateway.app.watches import Expiry, MaterialWatch
+from gateway.app.watches import Draughtsman, Expiry, MaterialWatch
 from gateway.audit.record import Started
 from gateway.audit.tending import tending
 from gateway.engine.local import LocalEngine
@@ -113,6 +113,7 @@ class App:
             records.metrics.ready(True)
             closing.enter_context(Expiry(lambda: self._service().review))
             closing.enter_context(tending(plan.config.audit, plan.keys.checkpoints, records.audit))
+            closing.enter_context(Draughtsman(records.wanted, lambda: self._service().heat_maps))
             closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
             closing.callback(self._say_unready)

@@ -1,4 +1,4 @@
-"""What the process looks at while it serves, each from a thread of its own: revocation files, and what has expired."""
+"""What the process sees to while it serves, each from a thread of its own: revocation files, old scans, heat maps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import structlog
 
 from gateway.app.assembly import Plan
 from gateway.app.trusted import revocation_files
+from gateway.heat_maps import HeatMaps, Wanted
 from gateway.review import Review
 
 _MATERIAL_LOOK_S = 2.0
 """How often revocation files are looked at."""
 _EXPIRY_LOOK_S = 60.0
 """How often the quarantine is looked through for what is too old."""
+
+_WANTED_LOOK_S = 0.5
+"""How long at most the end of the process waits for the one who draws, if he does nothing."""
 
 _log = structlog.get_logger(__name__)
 
@@ -67,3 +71,25 @@ class Expiry:
                 _log.info("quarantine_expired", count=count)
             if self._stop.wait(_EXPIRY_LOOK_S):
                 return
+
+
+class Draughtsman:
+    """Draws the maps of held scans one after the other, from a thread of its own."""
+
+    def __init__(self, wanted: Wanted, heat_maps: Callable[[], HeatMaps]) -> None:
+        """`heat_maps` is asked for at each scan, so that a reload reaches the next one."""
+        self._wanted = wanted
+        self._heat_maps = heat_maps
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="draughtsman", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()  # a map in hand may be lost: it is drawn when somebody asks
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if (identity := self._wanted.take(_WANTED_LOOK_S)) is not None:
+                self._heat_maps().draw_wanted(identity)

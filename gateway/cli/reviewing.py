@@ -52,14 +52,18 @@ def list_(*, state: str, as_json: bool, **where: Any) -> None:
 @_id_argument
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
               help="New file for the scan's bytes; that you took them is recorded.")  # fmt: skip
+@click.option("--map", "map_out", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
+              help="New file for a picture of where the detectors disagree; recorded likewise.")  # fmt: skip
 @connection_options
 @_json_option
-def show(*, identity: str, out: Path | None, as_json: bool, **where: Any) -> None:
+def show(*, identity: str, out: Path | None, map_out: Path | None, as_json: bool, **where: Any) -> None:
     """Say why a scan is held and what was decided about it."""
     with _reviewer(where) as reviewer:
         scan = reviewer.show(identity)
         if out is not None:
             reviewer.save(scan, out)
+        if map_out is not None:
+            reviewer.save_map(scan, map_out)
     if as_json:
         click.echo(json.dumps(_document(scan)))
     else:

@@ -55,6 +55,21 @@ class Reviewer(Client):
         except OSError as error:
             raise ClientError("CLIENT", f"{out}: {error.strerror}") from error
 
+    def save_map(self, scan: HeldScan, out: Path) -> None:
+        """Write the picture of where the detectors disagreed about a scan to a new PNG file of its owner's alone.
+
+        Raises:
+            ClientError: there is such a file, it cannot be written, or the scan has no such picture.
+        """
+        with _answered():
+            pieces = self._quarantine.Map(pb.HeldRequest(id=scan.id), metadata=self._metadata)
+            picture = b"".join(piece.data for piece in pieces)
+        try:
+            with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(picture)
+        except OSError as error:
+            raise ClientError("CLIENT", f"{out}: {error.strerror}") from error
+
     def release(self, identity: str, reason: str, *, timeout_s: float = 120.0) -> HeldScan:
         """Let a scan go on to its model; it comes back `held` where another reviewer must agree."""
         request = pb.DecideRequest(id=identity, reason=reason)

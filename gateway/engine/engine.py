@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
@@ -37,6 +41,16 @@ class GreyZone(NamedTuple):
         return self.above < p_value <= self.up_to
 
 
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """Where the detectors disagree about an image (`detectors.heat`)."""
+
+    frame: int
+    """The loudest of its frames, which the map is of."""
+    values: NDArray[np.float32]
+    """(rows, columns) of the model's input, at least 0: the change in the model's lead that is owed to each pixel."""
+
+
 class Engine(Protocol):
     """Examines images; safe to call from many threads at once."""
 
@@ -61,4 +75,18 @@ class Engine(Protocol):
 
         Raises:
             Overloaded: the queue is full.
+        """
+
+    def explain(self, image: Image, deadline: Deadline) -> Future[HeatMap]:
+        """Draw the map of an image while no scan waits to be examined.
+
+        Args:
+            image: as the model saw it.
+            deadline: of who waits for the map.
+
+        Returns:
+            The map, or an `EngineError`.
+
+        Raises:
+            Overloaded: too many wait already.
         """

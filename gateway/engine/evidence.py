@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ def evidence_of(report: dict[str, Any], denoised: NDArray[np.float32], task: Tas
         return ExaminationError(f"the detectors failed with {report['error']}")
     outputs = {name: _joined(rows, task) for name, rows in report.get("denoised_logits", {}).items()}
     return Evidence(
-        statistic=-math.log(report["p_value"]),
+        statistic=report["statistic"],
         p_value=report["p_value"],
         scores=report["scores"],
         p_values=report["p_values"],

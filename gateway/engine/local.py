@@ -5,30 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.batcher import Batcher, Entry
-from gateway.engine.engine import ExaminationError, ExpiredError, GreyZone, WorkerLostError
+from gateway.engine.engine import ExaminationError, ExpiredError, GreyZone, HeatMap, WorkerLostError
 from gateway.engine.evidence import evidence_of
-from gateway.engine.shared import REGIONS, SharedImages
-from gateway.errors import ConfigError
+from gateway.engine.process import LOOK_S, START_S_MAX, Process, Sent, Ticket, Wish
+from gateway.engine.shared import SharedImages
+from gateway.errors import ConfigError, Overloaded
 from gateway.pixels.decode import FRAMES_MAX
 from gateway.protected import ProtectedModel
 from gateway.settings.models import EngineConfig
@@ -38,42 +34,10 @@ from gateway.telemetry.metrics import Metrics
 QUEUE = "detection"
 _BACKOFF_S = (0.1, 30.0)
 """First and longest wait before a worker that died is replaced."""
-_START_S_MAX = 300.0
 _LEAVE_S_MAX = 5.0
-_LOOK_S = 0.5
-"""How often a silent worker is looked at."""
+_WISHES_MAX = 16
+"""Images that wait to be explained."""
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ticket:
-    """What is known here about a submission while the worker has it."""
-
-    pixels: NDArray[np.float32]
-    grey: GreyZone | None
-    future: Future[Evidence]
-    moment: traces.Moment
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A batch that the worker has."""
-
-    entries: list[Entry[_Ticket]]
-    region: int
-    sent_at: float
-
-
-@dataclass(slots=True)
-class _Process:
-    """One life of the worker."""
-
-    popen: subprocess.Popen[bytes]
-    channel: socket.socket
-    connection: Connection
-    """Over the same socket; `channel` is kept to end it from another thread."""
-    free: list[int] = field(default_factory=lambda: list(range(REGIONS)))
-    sent: dict[int, _Sent] = field(default_factory=dict)
 
 
 class LocalEngine:
@@ -103,7 +67,7 @@ class LocalEngine:
         self._settings = settings
         self._metrics = metrics
         self._batch_s_max = batch_s_max
-        self._batcher: Batcher[_Ticket] = Batcher(
+        self._batcher: Batcher[Ticket] = Batcher(
             size_max=settings.batch_size_max,
             wait_s_max=settings.batch_wait_ms_max / 1000,
             queue_max=settings.queue_max,
@@ -111,8 +75,9 @@ class LocalEngine:
         images = max(settings.batch_size_max, FRAMES_MAX)
         self._values = images * max(math.prod(model.shape) for model in models)
         self._shared = SharedImages.create(self._values)
+        self._wishes: deque[Entry[Wish]] = deque()
         self._changed = threading.Condition()
-        self._process: _Process | None = None
+        self._process: Process | None = None
         self._refusal: str | None = None
         self._closing = False
         self._batches = 0
@@ -141,20 +106,18 @@ class LocalEngine:
         for thread in self._threads:
             thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._process is not None or self._refusal is not None, _START_S_MAX)
+            self._changed.wait_for(lambda: self._process is not None or self._refusal is not None, START_S_MAX)
             if self._process is not None:
                 return
-            refusal = self._refusal or f"the detection worker was not ready after {_START_S_MAX:g} s"
+            refusal = self._refusal or f"the detection worker was not ready after {START_S_MAX:g} s"
         self.close()
         raise ConfigError([refusal])
 
     def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "") -> Future[Evidence]:
         """See `engine.Engine.submit`."""
-        shape = self._models[image.model].shape
-        if image.pixels.shape[1:] != shape or not 1 <= len(image.pixels) <= FRAMES_MAX:
-            raise ValueError(f"images are {image.pixels.shape}, model {image.model} takes 1 to {FRAMES_MAX} of {shape}")
+        self._require_shape(image)
         future: Future[Evidence] = Future()
-        ticket = _Ticket(image.pixels, grey, future, traces.here())
+        ticket = Ticket(image.pixels, grey, future, traces.here())
         with self._changed:
             if self._closing:
                 raise WorkerLostError("the engine is closed")
@@ -163,13 +126,32 @@ class LocalEngine:
             self._changed.notify_all()
         return future
 
+    def explain(self, image: Image, deadline: Deadline) -> Future[HeatMap]:
+        """See `engine.Engine.explain`."""
+        self._require_shape(image)
+        wish = Wish(image.pixels, Future())
+        with self._changed:
+            if self._closing:
+                raise WorkerLostError("the engine is closed")
+            if len(self._wishes) >= _WISHES_MAX:
+                raise Overloaded(f"{_WISHES_MAX} images wait to be explained already")
+            self._wishes.append(Entry(image.model, len(image.pixels), deadline, time.monotonic(), wish))
+            self._changed.notify_all()
+        return wish.future
+
+    def _require_shape(self, image: Image) -> None:
+        shape = self._models[image.model].shape
+        if image.pixels.shape[1:] != shape or not 1 <= len(image.pixels) <= FRAMES_MAX:
+            raise ValueError(f"images are {image.pixels.shape}, model {image.model} takes 1 to {FRAMES_MAX} of {shape}")
+
     def close(self) -> None:
         """End the worker; whatever still waits is lost."""
         with self._changed:
             if self._closing:
                 return
             self._closing = True
-            waiting = self._batcher.take_all()
+            waiting: list[Entry[Ticket] | Entry[Wish]] = [*self._batcher.take_all(), *self._wishes]
+            self._wishes.clear()
             if self._process is not None:
                 self._process.channel.shutdown(socket.SHUT_WR)  # end of file: the worker leaves
             self._changed.notify_all()
@@ -195,8 +177,8 @@ class LocalEngine:
         backoff = _BACKOFF_S[0]
         first = True
         while not self._closing:
-            process = self._spawn()
-            refusal = self._introduce(process)
+            process = Process.spawn(self._shared, self._settings.threads)
+            refusal = process.introduce(self._models, self._settings, self._values, lambda: self._closing)
             if refusal is None:
                 started = time.monotonic()
                 with self._changed:
@@ -217,60 +199,14 @@ class LocalEngine:
                 self._changed.wait_for(lambda: self._closing, backoff)
             backoff = min(2 * backoff, _BACKOFF_S[1])
 
-    def _spawn(self) -> _Process:
-        """A fresh interpreter, never a fork: this process has threads and locks that a copy would inherit broken."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            descriptors = (theirs.fileno(), self._shared.descriptor)
-            popen = subprocess.Popen(  # noqa: S603 - this interpreter, a module of our own
-                [sys.executable, "-P", "-m", "gateway.engine.worker", *map(str, descriptors), str(os.getpid())],
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, **_arithmetic(self._settings.threads)},
-            )
-        return _Process(popen, ours, Connection(os.dup(ours.fileno())))
-
-    def _introduce(self, process: _Process) -> str | None:
-        """Tell the worker what to load; None once it is ready, else why it never will be."""
-        settings = {
-            "device": self._settings.device,
-            "threads": self._settings.threads,
-            "batch_size_max": self._settings.batch_size_max,
-            "values": self._values,
-            "models": [
-                {
-                    "name": model.name,
-                    "artefact": str(model.artefact),
-                    "profile_sha256": model.profile.sha256,
-                    "shape": model.shape,
-                }
-                for model in self._models.values()
-            ],
-        }
-        try:
-            process.connection.send_bytes(json.dumps(settings).encode())
-            for model in self._models.values():
-                process.connection.send_bytes(model.manifest)
-                process.connection.send_bytes(model.onnx)
-            given_up_at = time.monotonic() + _START_S_MAX
-            while not process.connection.poll(_LOOK_S):
-                if self._closing or time.monotonic() > given_up_at:
-                    return "the detection worker did not become ready"
-            answer = json.loads(process.connection.recv_bytes())
-        except (EOFError, OSError):
-            return "the detection worker died while it loaded its models"
-        refusal: str | None = answer.get("refused")
-        return refusal
-
-    def _listen(self, process: _Process) -> None:
+    def _listen(self, process: Process) -> None:
         """Hand out answers until the worker is gone, hangs, or is told to leave and does not."""
         leaves_by = math.inf
         while True:
             if self._closing:
                 leaves_by = min(leaves_by, time.monotonic() + _LEAVE_S_MAX)
             try:
-                if process.connection.poll(_LOOK_S):
+                if process.connection.poll(LOOK_S):
                     self._settle(process, json.loads(process.connection.recv_bytes()))
                     continue
             except (EOFError, OSError):
@@ -280,10 +216,13 @@ class LocalEngine:
             if now > leaves_by or now - oldest > self._batch_s_max:
                 return
 
-    def _settle(self, process: _Process, report: dict[str, Any]) -> None:
+    def _settle(self, process: Process, report: dict[str, Any]) -> None:
         """Turn one answer of the worker into the evidence of each submission of its batch."""
         with self._changed:
             sent = process.sent[report["batch"]]
+        if sent.wish is not None:
+            self._settle_wish(process, report, sent, sent.wish)
+            return
         task = self._models[sent.entries[0].model].profile.task
         outgoing = self._shared.outgoing(sent.region, self._place(sent.entries))
         answers: list[Evidence | ExaminationError] = []
@@ -291,10 +230,7 @@ class LocalEngine:
         for entry, case in zip(sent.entries, report["cases"], strict=True):
             answers.append(evidence_of(case, outgoing[start : start + entry.images], task))
             start += entry.images
-        with self._changed:
-            del process.sent[report["batch"]]
-            process.free.append(sent.region)
-            self._changed.notify_all()
+        self._free(process, report["batch"])
         now, images = time.monotonic(), sum(entry.images for entry in sent.entries)
         for entry, answer in zip(sent.entries, answers, strict=True):
             traces.past("queue", entry.payload.moment, entry.arrived_at, sent.sent_at)
@@ -304,17 +240,28 @@ class LocalEngine:
             else:
                 entry.payload.future.set_exception(answer)
 
-    def _bury(self, process: _Process) -> None:
+    def _settle_wish(self, process: Process, report: dict[str, Any], sent: Sent, wish: Entry[Wish]) -> None:
+        """Copy a map out of the place of the first of its image's channels."""
+        case = report["cases"][0]
+        values = self._shared.outgoing(sent.region, self._models[wish.model].shape)[0].copy()
+        self._free(process, report["batch"])
+        if "error" in case:
+            wish.payload.future.set_exception(ExaminationError(f"the detectors failed with {case['error']}"))
+        else:
+            wish.payload.future.set_result(HeatMap(case["frame"], values))
+
+    def _free(self, process: Process, batch: int) -> None:
+        with self._changed:
+            process.free.append(process.sent.pop(batch).region)
+            self._changed.notify_all()
+
+    def _bury(self, process: Process) -> None:
         """Make sure that the worker is gone, and fail what it had."""
         with self._changed:
             self._process = None
-            lost = [entry for sent in process.sent.values() for entry in sent.entries]
+            lost = [entry for sent in process.sent.values() for entry in sent.everything]
             process.sent.clear()
-        if process.popen.poll() is None:
-            process.popen.kill()
-        process.popen.wait()
-        process.connection.close()
-        process.channel.close()
+        process.end()
         for entry in lost:
             entry.payload.future.set_exception(WorkerLostError("the detection worker died with the batch"))
 
@@ -324,20 +271,23 @@ class LocalEngine:
         """Close batches as the worker can take them, and copy them to where it reads."""
         while (taken := self._next()) is not None:
             process, number, sent = taken
-            images = self._shared.incoming(sent.region, self._place(sent.entries))
-            np.concatenate([entry.payload.pixels for entry in sent.entries], out=images)
+            entries = sent.everything
+            images = self._shared.incoming(sent.region, self._place(entries))
+            np.concatenate([entry.payload.pixels for entry in entries], out=images)
             request = {
                 "batch": number,
-                "model": sent.entries[0].model,
+                "model": entries[0].model,
                 "region": sent.region,
-                "shape": images.shape[1:],
+                "shape": images.shape if sent.wish is not None else images.shape[1:],
+                "explain": sent.wish is not None,
                 "cases": [{"frames": entry.images, "grey": entry.payload.grey} for entry in sent.entries],
             }
-            self._metrics.batch(len(images))
+            if sent.wish is None:
+                self._metrics.batch(len(images))
             with contextlib.suppress(OSError):  # the worker has died; the watching thread will see it and say so
                 process.connection.send_bytes(json.dumps(request).encode())
 
-    def _next(self) -> tuple[_Process, int, _Sent] | None:
+    def _next(self) -> tuple[Process, int, Sent] | None:
         """Wait for a batch that the worker can take; None once the engine closes."""
         with self._changed:
             while not self._closing:
@@ -347,9 +297,10 @@ class LocalEngine:
                     entries = self._batcher.take(time.monotonic(), idle=idle)
                     entries = [entry for entry in entries if entry.payload.future.set_running_or_notify_cancel()]
                     self._metrics.queue(QUEUE, self._batcher.depth)
-                    if entries:
+                    wish = self._next_wish() if idle and not entries and not self._batcher.depth else None
+                    if entries or wish is not None:
                         self._batches += 1
-                        sent = _Sent(entries, process.free.pop(), time.monotonic())
+                        sent = Sent(entries, process.free.pop(), time.monotonic(), wish)
                         process.sent[self._batches] = sent
                         return process, self._batches, sent
                     due_at = self._batcher.due_at() if idle else None
@@ -357,22 +308,22 @@ class LocalEngine:
                 self._changed.wait(None if due_at is None else max(0.0, due_at - time.monotonic()))
         return None
 
-    def _place(self, entries: Sequence[Entry[_Ticket]]) -> tuple[int, ...]:
+    def _next_wish(self) -> Entry[Wish] | None:
+        """The image that is explained while no scan waits to be examined."""
+        while self._wishes:
+            wish = self._wishes.popleft()
+            if not wish.payload.future.set_running_or_notify_cancel():
+                continue
+            if not wish.deadline.expired:
+                return wish
+            wish.payload.future.set_exception(ExpiredError("the deadline passed before the worker had time"))
+        return None
+
+    def _place(self, entries: Sequence[Entry[Ticket] | Entry[Wish]]) -> tuple[int, ...]:
         return (sum(entry.images for entry in entries), *self._models[entries[0].model].shape)
 
 
-def _arithmetic(threads: int) -> dict[str, str]:
-    """Environment of the worker: its threads sleep while they wait, since a busy gateway needs the cores itself."""
-    team = str(threads)
-    return {
-        "OMP_NUM_THREADS": team,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "MKL_NUM_THREADS": team,
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-
-
-def _fail(entries: Sequence[Entry[_Ticket]], error: Exception) -> None:
+def _fail(entries: Sequence[Entry[Ticket] | Entry[Wish]], error: Exception) -> None:
     """Give submissions that never reached the worker their error, unless their callers have left already."""
     for entry in entries:
         if entry.payload.future.set_running_or_notify_cancel():

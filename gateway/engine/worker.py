@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import signal
 import sys
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.artifact import Artefact
+from detectors.denoisers.median import Median
 from detectors.ensemble import Examination
 from detectors.errors import DetectorError
+from detectors.heat import between
 from detectors.observation import Needs
 from gateway.engine.engine import GreyZone
 from gateway.engine.shared import SharedImages
@@ -64,6 +67,8 @@ class Worker:
     def examine(self, request: Report) -> Report:
         """Examine one batch; where it fails as a whole, each case alone, so that one cannot spoil the others."""
         artefact = self.artefacts[request["model"]]
+        if request["explain"]:
+            return {"batch": request["batch"], "cases": [self._explain(artefact, request)]}
         cases: Sequence[Report] = request["cases"]
         frames = [int(case["frames"]) for case in cases]
         place = (sum(frames), *request["shape"])
@@ -81,6 +86,23 @@ class Worker:
             else:
                 reports = [self._alone(artefact, incoming, outgoing, each) for each in zip(spans, cases, strict=True)]
         return {"batch": request["batch"], "cases": reports}
+
+    def _explain(self, artefact: Artefact, request: Report) -> Report:
+        """Draw the map of the loudest frame of one image, into the place of the first of its channels."""
+        images = torch.from_numpy(self.shared.incoming(request["region"], tuple(request["shape"]))).to(self.device)
+        outgoing = self.shared.outgoing(request["region"], tuple(request["shape"][1:]))
+        try:
+            parts = [artefact.ensemble.examine(part).statistic for part in torch.split(images, self.batch_size_max)]
+            frame = int(torch.cat(parts).argmax())
+            chosen = images[frame : frame + 1]
+            with torch.no_grad():
+                denoised = next(iter(artefact.denoisers.values()), Median())(chosen)
+            np.copyto(outgoing[0], between(artefact.ensemble.probe, chosen, denoised)[0].cpu().numpy())
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            return {"error": type(error).__name__}
+        return {"frame": frame}
 
     def _alone(
         self,
@@ -138,6 +160,7 @@ class _Seen:
     """A batch's examination as plain arrays, one row an image."""
 
     logits: NDArray[np.float32]
+    statistic: NDArray[np.float64]
     p_value: NDArray[np.float64]
     scores: dict[str, NDArray[np.float64]]
     p_values: dict[str, NDArray[np.float64]]
@@ -148,6 +171,7 @@ class _Seen:
         first = parts[0]
         return cls(
             torch.cat([part.logits for part in parts]).float().cpu().numpy(),
+            _gather([part.statistic for part in parts]),
             _gather([part.p_value for part in parts]),
             {name: _gather([part.scores[name] for part in parts]) for name in first.scores},
             {name: _gather([part.p_values[name] for part in parts]) for name in first.p_values},
@@ -157,6 +181,7 @@ class _Seen:
         """What is said of one case: its loudest frame decides, corrected for how many there are (Bonferroni)."""
         frames = self.p_value[span]
         report: Report = {
+            "statistic": float(self.statistic[span].max()) - math.log(len(frames)),
             "p_value": _corrected(frames),
             "logits": self.logits[span].tolist(),
             "scores": {name: float(values[span].max()) for name, values in self.scores.items()},

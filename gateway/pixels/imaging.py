@@ -183,15 +183,39 @@ def render(frames: Tensor, rendering: Rendering, profile: Profile) -> Tensor:
         over `std`. Letterboxed unless the profile stretches: proportions are kept, pixel spacing heeded, the rest
         is filled with the lower end of the range.
     """
+    return _scaled(_resized(shown(frames, rendering, profile), rendering.pixel_aspect, profile), profile)
+
+
+def shown(frames: Tensor, rendering: Rendering, profile: Profile) -> Tensor:
+    """Show stored values as a person sees them: modality LUT, window, polarity; each pixel in its place.
+
+    Args:
+        frames: (N, rows, columns) or (N, 1, rows, columns) stored values, float32.
+        rendering: the object's own parameters.
+        profile: the model's, whose window counts first.
+
+    Returns:
+        (N, 1, rows, columns), 0 to 1.
+    """
     assert frames.dtype == torch.float32
     if frames.ndim == 3:
         frames = frames.unsqueeze(1)
     assert frames.ndim == 4
     assert frames.shape[1] == 1
-    grey = _windowed(frames, rendering, profile)  # (N, 1, rows, columns), 0 to 1
-    if rendering.inverted:
-        grey = 1.0 - grey
-    return _scaled(_resized(grey, rendering.pixel_aspect, profile), profile)
+    grey = _windowed(frames, rendering, profile)
+    return 1.0 - grey if rendering.inverted else grey
+
+
+def place_of(shape: tuple[int, int], pixel_aspect: float, profile: Profile) -> tuple[slice, slice]:
+    """Rows and columns of the model's input that an image of this (rows, columns) fills; the rest is border."""
+    height, width = profile.input.size
+    inner = (height, width)
+    if profile.input.aspect == "letterbox":
+        tall, wide = shape[0] * pixel_aspect, float(shape[1])
+        factor = min(height / tall, width / wide)
+        inner = (max(1, min(height, round(tall * factor))), max(1, min(width, round(wide * factor))))
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    return slice(top, top + inner[0]), slice(left, left + inner[1])
 
 
 def from_uint8(images: Tensor, profile: Profile) -> Tensor:
@@ -246,11 +270,8 @@ def _through(window: Window, x: Tensor) -> Tensor:
 def _resized(grey: Tensor, pixel_aspect: float, profile: Profile) -> Tensor:
     """Bring (N, 1, rows, columns) to the profile's size."""
     height, width = profile.input.size
-    inner = (height, width)
-    if profile.input.aspect == "letterbox":
-        tall, wide = grey.shape[2] * pixel_aspect, float(grey.shape[3])
-        factor = min(height / tall, width / wide)
-        inner = (max(1, min(height, round(tall * factor))), max(1, min(width, round(wide * factor))))
+    down, across = place_of((grey.shape[2], grey.shape[3]), pixel_aspect, profile)
+    inner = (down.stop - down.start, across.stop - across.start)
     if grey.shape[2:] != inner:
         if profile.input.interpolation == "nearest":
             grey = functional.interpolate(grey, size=inner, mode="nearest-exact")
@@ -258,9 +279,8 @@ def _resized(grey: Tensor, pixel_aspect: float, profile: Profile) -> Tensor:
             mode = profile.input.interpolation
             grey = functional.interpolate(grey, size=inner, mode=mode, align_corners=False, antialias=True)
             grey = grey.clamp(0.0, 1.0) if mode == "bicubic" else grey  # bicubic overshoots at edges
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     if inner != (height, width):
-        grey = functional.pad(grey, (left, width - inner[1] - left, top, height - inner[0] - top))
+        grey = functional.pad(grey, (across.start, width - across.stop, down.start, height - down.stop))
     return grey
 
 

@@ -18,6 +18,7 @@ from gateway.store.held import Held, State
 
 QUARANTINE = pb.DESCRIPTOR.services_by_name["QuarantineService"].full_name
 """Name of the service, for reflection."""
+_PIECE_BYTES = 1 << 20
 
 
 class QuarantineServicer(rpc.QuarantineServiceServicer):
@@ -48,6 +49,14 @@ class QuarantineServicer(rpc.QuarantineServiceServicer):
         held = self._own(request.id)
         for data in self._service().review.read(held.id, current_caller().source.identity):
             yield pb.HeldBytes(data=data)
+
+    def Map(self, request: pb.HeldRequest, context: grpc.ServicerContext) -> Iterator[pb.HeldBytes]:  # noqa: N802
+        """Where the detectors disagreed about one scan, as a picture."""
+        held = self._own(request.id)
+        read = self._service().heat_maps.read
+        picture = self._calls.run(context, partial(read, held.id, current_caller().source.identity))
+        for start in range(0, len(picture), _PIECE_BYTES):
+            yield pb.HeldBytes(data=picture[start : start + _PIECE_BYTES])
 
     def Release(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.HeldScan:  # noqa: N802
         """Let a scan go on to its model."""

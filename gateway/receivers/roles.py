@@ -49,6 +49,7 @@ METHODS: Mapping[str, frozenset[Role] | None] = MappingProxyType(
         "/scanward.v1.QuarantineService/List": _REVIEW,
         "/scanward.v1.QuarantineService/Show": _REVIEW,
         "/scanward.v1.QuarantineService/Read": _REVIEW,
+        "/scanward.v1.QuarantineService/Map": _REVIEW,
         "/scanward.v1.QuarantineService/Release": _REVIEW,
         "/scanward.v1.QuarantineService/Confirm": _REVIEW,
         "/grpc.health.v1.Health/Check": ANYBODY,

@@ -48,15 +48,21 @@ class PreprocessStage:
         assert case.view is not None
         try:
             self._require_match(case.view)  # (1)
-            frames = decode(case.view, self._decompressor)  # (2)
-            pixels = self._rendered(frames, Rendering.of(case.view, self._profile))  # (3)
+            frames, rendering = self.decoded(case.view)  # (2)
+            image = self.rendered(frames, rendering)  # (3)
         except UnexaminableError as error:
             return case.with_finding(Finding(self.name, Outcome.INDETERMINATE, error.reason, error.detail))
         count, rows, columns = frames.shape
         detail = f"{count} frame{'s' if count > 1 else ''} of {rows} x {columns}"
-        return case.with_finding(
-            Finding(self.name, Outcome.PASSED, Reason.OK, detail), image=Image(pixels, self._model)
-        )
+        return case.with_finding(Finding(self.name, Outcome.PASSED, Reason.OK, detail), image=image)
+
+    def decoded(self, view: VerifiedView) -> tuple[Pixels, Rendering]:
+        """Stored values of all frames, and how they are shown; raises `UnexaminableError`."""
+        return decode(view, self._decompressor), Rendering.of(view, self._profile)
+
+    def rendered(self, frames: Pixels, rendering: Rendering) -> Image:
+        """What the model is shown; raises `UnexaminableError`."""
+        return Image(self._rendered(frames, rendering), self._model)
 
     def _require_match(self, view: VerifiedView) -> None:
         match = self._profile.match

@@ -57,13 +57,17 @@ class TensorImageStage:
         tensor = case.scan.tensor
         assert tensor is not None
         try:
-            self._require_possible(tensor)
+            image = self.image_of(tensor)
         except UnexaminableError as error:
             return case.with_finding(Finding(self.name, Outcome.INDETERMINATE, error.reason, error.detail))
-        detail = "one image as the model takes it"
         return case.with_finding(
-            Finding(self.name, Outcome.PASSED, Reason.OK, detail), image=Image(tensor, self._model)
+            Finding(self.name, Outcome.PASSED, Reason.OK, "one image as the model takes it"), image=image
         )
+
+    def image_of(self, tensor: NDArray[np.float32]) -> Image:
+        """What the model is shown; raises `UnexaminableError`."""
+        self._require_possible(tensor)
+        return Image(tensor, self._model)
 
     def _require_possible(self, tensor: NDArray[np.float32]) -> None:
         """The detectors were fitted on grey images within the profile's range; anything else is not theirs to judge."""

@@ -1,7 +1,8 @@
 """Holds scans that were neither admitted nor rejected, encrypted, until somebody decides about them; only stores.
 
-Two files an object, named by an HMAC of scan and route, so that a directory listing tells nobody which scans are held:
-`ID.scan` has the bytes as received, `ID.case` what was found, each time the scan was examined, and what people decided.
+An object's files are named by an HMAC of scan and route, so that a directory listing tells nobody which scans are held:
+`ID.scan` has the bytes as received, `ID.case` what was found, each time the scan was examined, and what people decided;
+`ID.map`, once it was drawn, the picture of where the detectors disagreed.
 The case is the one truth about an object: it is written last and removed first, and each change replaces it whole, so
 that a crash leaves it as it was before or as it is after.
 """
@@ -9,14 +10,11 @@ that a crash leaves it as it was before or as it is after.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import hmac
 import io
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +30,11 @@ from gateway.errors import ConfigError, NotHeld, Overloaded
 from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.store.held import Act, Examination, Held, State, of_held, to_held
+from gateway.store.holdings import CASE, IDENTITY, MAP, SCAN, claim, clean, disk, on_disk, taken
 from gateway.store.vault import KEY_BYTES, Vault, VaultError, sealed_bytes
 from gateway.telemetry.metrics import Metrics
 from gateway.verdict import Verdict
 
-_ID = re.compile(r"[0-9a-f]{32}")
-_BLOCK_BYTES = 4096
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _log = structlog.get_logger(__name__)
 
 
@@ -71,12 +67,12 @@ class Quarantine:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._busy: set[str] = set()
-        self._claim = _claim(directory)
+        self._claim = claim(directory)
         self._states: dict[str, tuple[State | None, float]] = {}
         """By id: where it stands and since when, seconds since the epoch; None where its case cannot be read."""
-        for identity in _clean(directory):
+        for identity in clean(directory):
             self._note(identity)
-        self._used = sum(_on_disk(file.stat().st_size) for file in directory.iterdir())
+        self._used = sum(on_disk(file.stat().st_size) for file in directory.iterdir())
         metrics.quarantine(lambda: (self._used, bytes_max), self._waiting_since)
         metrics.held(self._waiting())
 
@@ -90,7 +86,7 @@ class Quarantine:
         """
         identity = self._identity(case.scan)
         examination = Examination.of(case, verdict)
-        with _disk():
+        with disk():
             part = None if identity in self._states else self._seal_scan(identity, case)
             with self._lock:
                 if identity in self._states:
@@ -176,7 +172,7 @@ class Quarantine:
             held = replace(held, state=state, acts=acts, reply=reply)
             return held if examination is None else held.with_examination(examination)
 
-        with _disk(), self._lock:
+        with disk(), self._lock:
             now = self._load(before.id)
             if state is not State.CONFIRMED and not now.questions <= decided(before).questions:
                 return decided(before)
@@ -191,14 +187,15 @@ class Quarantine:
         Raises:
             Overloaded: the disk fails.
         """
-        with _disk(), self._lock:
+        with disk(), self._lock:
             if self._load(held.id) != held:
                 return False
-            case, scan = self._path(held.id, "case"), self._path(held.id, "scan")
-            size = sum(_on_disk(file.stat().st_size) for file in (case, scan) if file.exists())
+            case, others = self._path(held.id, CASE), [self._path(held.id, kind) for kind in (SCAN, MAP)]
+            size = sum(map(taken, (case, *others)))
             case.unlink()
             durable.sync_directory(self._directory)  # the case first: a scan without one is thrown away at a start
-            scan.unlink(missing_ok=True)
+            for file in others:
+                file.unlink(missing_ok=True)
             self._used -= size
             del self._states[held.id]
             self._metrics.held(self._waiting())
@@ -213,11 +210,39 @@ class Quarantine:
         """
         context = _scan_context(identity, self.show(identity).scan_sha256)
         try:
-            file = self._path(identity, "scan").open("rb")
+            file = self._path(identity, SCAN).open("rb")
         except FileNotFoundError:
             raise NotHeld from None
         with file:
             yield from self._vault.open(file, context)
+
+    def keep_map(self, held: Held, picture: bytes) -> None:
+        """Keep the picture of where the detectors disagreed about a held scan; on disk when this returns.
+
+        Raises:
+            NotHeld: it is there no more, or more was found of it meanwhile.
+            Overloaded: the quarantine or the disk is full, or the disk fails.
+        """
+        sealed = io.BytesIO()
+        self._vault.seal(memoryview(picture), _map_context(held.id, held.scan_sha256), sealed)
+        path, data = self._path(held.id, MAP), sealed.getvalue()
+        with disk(), self._lock:
+            if held.id not in self._states or self._load(held.id).examinations != held.examinations:
+                raise NotHeld
+            grows = on_disk(len(data)) - taken(path)
+            if self._used + grows > self._bytes_max:
+                raise Overloaded("the quarantine is full")
+            durable.replace(path, data)
+            self._used += grows
+
+    def map_of(self, held: Held) -> bytes | None:
+        """The picture that was kept; None where there is none. Raises VaultError where it is not as it was written."""
+        try:
+            file = self._path(held.id, MAP).open("rb")
+        except FileNotFoundError:
+            return None
+        with file:
+            return b"".join(self._vault.open(file, _map_context(held.id, held.scan_sha256)))
 
     def close(self) -> None:
         """Let another process have the directory."""
@@ -233,13 +258,13 @@ class Quarantine:
         return self._directory / f"{identity}.{kind}"
 
     def _require(self, identity: str) -> None:
-        if not _ID.fullmatch(identity) or identity not in self._states:
+        if not IDENTITY.fullmatch(identity) or identity not in self._states:
             raise NotHeld
 
     def _seal_scan(self, identity: str, case: Case) -> _Part:
         """The scan's bytes, encrypted and on disk, under a name that a restart throws away."""
         data = case.scan.data
-        size = _on_disk(sealed_bytes(len(data)))
+        size = on_disk(sealed_bytes(len(data)))
         self._reserve(size)
         part = _Part(self._directory / f"{identity}.{os.urandom(8).hex()}.part", size)
         try:
@@ -257,7 +282,7 @@ class Quarantine:
     def _place(self, identity: str, case: Case, examination: Examination, part: _Part) -> None:
         """Give the part its name and write its case; holds the lock."""
         scan = case.scan
-        path = self._path(identity, "scan")
+        path = self._path(identity, SCAN)
         try:
             part.path.replace(path)
             self._store_case(
@@ -284,6 +309,7 @@ class Quarantine:
         """Write a later examination into the case of a scan that is held already; holds the lock."""
         if part is not None:  # another caller was faster
             self._drop(part.path, part.size)
+        self._drop(self._path(identity, MAP), taken(self._path(identity, MAP)))  # it spoke of an earlier examination
         self._store_case(self._load(identity).examined_again(examination))
 
     def _drop(self, path: Path, size: int) -> None:
@@ -295,9 +321,8 @@ class Quarantine:
         """Replace the case; holds the lock."""
         sealed = io.BytesIO()
         self._vault.seal(memoryview(documents.canonical(of_held(held))), _case_context(held.id), sealed)
-        path = self._path(held.id, "case")
-        before = _on_disk(path.stat().st_size) if path.exists() else 0
-        grows = _on_disk(len(sealed.getvalue())) - before
+        path = self._path(held.id, CASE)
+        grows = on_disk(len(sealed.getvalue())) - taken(path)
         if bounded and self._used + grows > self._bytes_max:
             raise Overloaded("the quarantine is full")
         durable.replace(path, sealed.getvalue())  # also makes the name of ID.scan durable: same directory
@@ -306,7 +331,7 @@ class Quarantine:
         self._metrics.held(self._waiting())
 
     def _load(self, identity: str) -> Held:
-        with self._path(identity, "case").open("rb") as file:
+        with self._path(identity, CASE).open("rb") as file:
             document = json.loads(b"".join(self._vault.open(file, _case_context(identity))))
         try:
             return to_held(identity, document)
@@ -335,18 +360,6 @@ class Quarantine:
             self._used += size
 
 
-@contextmanager
-def _disk() -> Iterator[None]:
-    """Whatever the disk refuses is lack of room, and the caller may try again."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise Overloaded("the quarantine's disk is full") from None
-        name = errno.errorcode.get(error.errno or 0, "unknown")
-        raise Overloaded(f"the quarantine's disk failed: {name}") from None
-
-
 def _standing(held: Held) -> tuple[State, float]:
     """Where it stands and since when: waiting since it was held, or decided since the last act."""
     at = held.since if held.state is State.HELD else held.acts[-1].at
@@ -357,32 +370,9 @@ def _scan_context(identity: str, sha256: str) -> bytes:
     return f"scan\x00{identity}\x00{sha256}".encode()
 
 
+def _map_context(identity: str, sha256: str) -> bytes:
+    return f"map\x00{identity}\x00{sha256}".encode()
+
+
 def _case_context(identity: str) -> bytes:
     return f"case\x00{identity}".encode()
-
-
-def _on_disk(size: int) -> int:
-    return -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
-
-
-def _claim(directory: Path) -> int:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        claim = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError([f"quarantine directory {directory}: {error.strerror}"]) from None
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(claim)
-        raise ConfigError([f"quarantine directory {directory}: another process has it"]) from None
-    return claim
-
-
-def _clean(directory: Path) -> set[str]:
-    """Ids of what is held; removes parts, and scans without a case, which nobody was told were held."""
-    ids = {file.stem for file in directory.glob("*.case") if _ID.fullmatch(file.stem)}
-    for file in directory.iterdir():
-        if file.suffix == ".part" or (file.suffix == ".scan" and file.stem not in ids):
-            file.unlink()
-    return ids

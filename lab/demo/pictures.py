@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from detectors.artifact import Artefact
-from detectors.filters import gaussian
-from detectors.observation import Needs, Signal
+from detectors.heat import between
 from gateway.pixels.imaging import render
 from lab.demo.material import Material
 from lab.demo.prepare import Prepared
@@ -23,8 +22,6 @@ PICTURED = {
     Preparation.ATTACKED_THEN_SIGNED: "signed-adversarial",
     Preparation.GREY: "grey-zone",
 }
-SMOOTHING = 1.5
-"""Standard deviation of the heat map's smoothing, in pixels of the model's input."""
 
 
 def draw_pictures(material: Material, scans: Mapping[Preparation, Prepared], directory: Path) -> list[Path]:
@@ -47,7 +44,7 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
     denoise = next(iter(artefact.denoisers.values()))
     with torch.no_grad():
         denoised = denoise(sent)
-    heat = _heat(artefact, sent, denoised)
+    heat = between(artefact.ensemble.probe, sent, denoised)[0]
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     axes = figure.subplots(1, 4)
@@ -64,27 +61,14 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
     figure.colorbar(shown, ax=axes[2], shrink=0.8, label="grey levels of 256")
     axes[3].imshow(_plane(sent), **grey)
     glow = axes[3].imshow(heat, cmap="inferno", alpha=(heat / heat.max().clamp_min(1e-12)).sqrt() * 0.85)
-    axes[3].set_title("where it bears on the diagnosis")
-    figure.colorbar(glow, ax=axes[3], shrink=0.8, label="share of the noise in the decision")
+    axes[3].set_title("where the model's reasons change\nwhen noise is taken out")
+    figure.colorbar(glow, ax=axes[3], shrink=0.8, label="change of the model's score, for each pixel")
     for axis in axes:
         axis.set_axis_off()
     answer = f"the model says '{scan.diagnosis_undefended}'" + (" (wrong)" if scan.fooled else "")
     figure.suptitle(f"{path.stem}: {answer}. Not for diagnosis.", fontsize=11)
     figure.savefig(path, dpi=110)
     return path
-
-
-def _heat(artefact: Artefact, sent: Tensor, denoised: Tensor) -> Tensor:
-    """(rows, columns), 0 to 1: size of margin gradient times what denoising removes, smoothed.
-
-    The gradient of the predicted class's lead, times the difference to the denoised image, is to first order what
-    each pixel's noise adds to the decision (Simonyan et al. 2014, arXiv:1312.6034, on the difference).
-    """
-    seen = artefact.ensemble.probe.observe(sent, Needs(frozenset({Signal.INPUT_GRADIENT})))
-    assert seen.input_gradient is not None
-    weight = (seen.input_gradient * (sent - denoised)).abs().sum(1, keepdim=True)
-    smooth = gaussian(weight, SMOOTHING)[0, 0]
-    return smooth / smooth.max().clamp_min(1e-12)
 
 
 def _plane(images: Tensor) -> Tensor:

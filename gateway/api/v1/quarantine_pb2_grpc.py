@@ -50,6 +50,11 @@ class QuarantineServiceStub:
                 request_serializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldRequest.SerializeToString,
                 response_deserializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldBytes.FromString,
                 _registered_method=True)
+        self.Map = channel.unary_stream(
+                '/scanward.v1.QuarantineService/Map',
+                request_serializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldRequest.SerializeToString,
+                response_deserializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldBytes.FromString,
+                _registered_method=True)
         self.Release = channel.unary_unary(
                 '/scanward.v1.QuarantineService/Release',
                 request_serializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.DecideRequest.SerializeToString,
@@ -87,6 +92,13 @@ class QuarantineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Map(self, request, context):
+        """Where the detectors disagreed about one scan: a PNG, in chunks of at most 1 MiB; on record before the first leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Release(self, request, context):
         """Lets a scan go on to its model. Repeated, it gives the same answer; where another reviewer must agree, the scan
         comes back in the state `held`, with the first one's agreement.
@@ -117,6 +129,11 @@ def add_QuarantineServiceServicer_to_server(servicer, server):
             ),
             'Read': grpc.unary_stream_rpc_method_handler(
                     servicer.Read,
+                    request_deserializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldRequest.FromString,
+                    response_serializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldBytes.SerializeToString,
+            ),
+            'Map': grpc.unary_stream_rpc_method_handler(
+                    servicer.Map,
                     request_deserializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldRequest.FromString,
                     response_serializer=gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldBytes.SerializeToString,
             ),
@@ -211,6 +228,33 @@ class QuarantineService:
             request,
             target,
             '/scanward.v1.QuarantineService/Read',
+            gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldRequest.SerializeToString,
+            gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldBytes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Map(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/scanward.v1.QuarantineService/Map',
             gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldRequest.SerializeToString,
             gateway_dot_api_dot_v1_dot_quarantine__pb2.HeldBytes.FromString,
             options,

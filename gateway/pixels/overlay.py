@@ -1,0 +1,110 @@
+"""Draws a heat map over the image that it speaks of, for people: a PNG with a legend that says what it is not."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+PANEL_PIXELS = 512
+"""Length of the longer side of each of the two panels."""
+SENTENCE = "Bright: where the model's reasons change most when noise is taken out of the scan."
+WARNING = "A security finding, not a diagnosis."
+
+_STRONGEST = 0.85
+"""Opacity of the hottest place, so that the image stays visible under it."""
+_MARGIN, _LINE, _BAR = 16, 20, 12
+_BACKGROUND, _INK, _FAINT = (17, 17, 20), (235, 235, 235), (160, 160, 165)
+# Dark to bright in equal steps of lightness, so that it reads the same in grey and to colour-blind eyes.
+_ANCHORS = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
+
+
+def overlay(image: NDArray[np.float32], heat: NDArray[np.float32], *, aspect: float = 1.0, note: str = "") -> bytes:
+    """The image, and the image under the map, side by side over a legend.
+
+    Args:
+        image: (rows, columns), 0 to 1, as shown in its window.
+        heat: (any rows, any columns) over the same field, at least 0 and finite; in its own unit, which the legend's
+            upper end is written in.
+        aspect: distance between rows over distance between columns.
+        note: one line of facts for the legend; no patient's.
+
+    Returns:
+        A PNG file; the panels have the proportions of the body, not of the pixel grid.
+
+    Raises:
+        ValueError: an array is empty, of other than two axes, or not finite.
+    """
+    for name, values in (("image", image), ("heat", heat)):
+        if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
+            raise ValueError(f"{name} must be a finite array of two axes, not {values.shape}")
+    size = _panel(image.shape, aspect)
+    grey = _scaled(np.clip(image, 0.0, 1.0), size)[..., None].repeat(3, axis=2) * 255.0
+    peak = float(heat.max())
+    share = _scaled(np.clip(heat / peak, 0.0, 1.0) if peak > 0 else heat, size)
+    opacity = (_STRONGEST * np.sqrt(np.clip(share, 0.0, 1.0)))[..., None]
+    under = (grey * (1 - opacity) + _coloured(share) * opacity).astype(np.float32)
+    return _page(grey.astype(np.float32), under, peak, note)
+
+
+def _panel(shape: tuple[int, ...], aspect: float) -> tuple[int, int]:
+    """(width, height) of a panel."""
+    tall, wide = shape[0] * aspect, float(shape[1])
+    factor = PANEL_PIXELS / max(tall, wide)
+    return max(1, round(wide * factor)), max(1, round(tall * factor))
+
+
+def _scaled(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    plane = Image.fromarray(np.ascontiguousarray(values, np.float32))
+    return np.asarray(plane.resize(size, Image.Resampling.BILINEAR), np.float32)
+
+
+def _coloured(share: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rows, columns, 3), 0 to 255."""
+    places = np.linspace(0.0, 1.0, len(_ANCHORS))
+    channels = [np.interp(share, places, _ANCHORS[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _page(plain: NDArray[np.float32], under: NDArray[np.float32], peak: float, note: str) -> bytes:
+    height, width = plain.shape[:2]
+    font = ImageFont.load_default(14)
+    across = max(2 * width + 3 * _MARGIN, PANEL_PIXELS)
+    lines = [*_wrapped(f"{SENTENCE} {WARNING}", font, across - 2 * _MARGIN), *([note] if note else [])]
+    top = 2 * _MARGIN + height
+    page = Image.new("RGB", (across, top + 2 * _LINE + _BAR + _LINE * len(lines) + _MARGIN // 2), _BACKGROUND)
+    left = (across - 2 * width - _MARGIN) // 2
+    for place, panel in ((left, plain), (left + width + _MARGIN, under)):
+        page.paste(Image.fromarray(np.clip(np.rint(panel), 0, 255).astype(np.uint8)), (place, _MARGIN))
+    pen = ImageDraw.Draw(page)
+    ramp = np.linspace(0.0, 1.0, across - 2 * _MARGIN, dtype=np.float32)[None].repeat(_BAR, axis=0)
+    page.paste(Image.fromarray(_coloured(ramp).astype(np.uint8)), (_MARGIN, top))
+    pen.text((_MARGIN, top + _BAR + 4), "0", _FAINT, font)
+    pen.text((across - _MARGIN, top + _BAR + 4), _number(peak), _FAINT, font, anchor="ra")
+    middle = "change of the model's score, for each pixel"
+    pen.text((across / 2, top + _BAR + 4), middle, _FAINT, font, anchor="ma")
+    for index, line in enumerate(lines):
+        ink = _FAINT if note and index == len(lines) - 1 else _INK
+        pen.text((_MARGIN, top + _BAR + _LINE * (index + 1) + 8), line, ink, font)
+    file = io.BytesIO()
+    page.save(file, "PNG")
+    return file.getvalue()
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if value and math.isfinite(value) else "0"
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The text in lines that fit."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,105 @@
+"""The bundled model's worker draws maps while it has nothing else to do, and hands on how loud a scan is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from detectors.artifact import Artefact
+from detectors.heat import between
+from gateway.case import Image
+from gateway.deadline import Deadline
+from gateway.engine.engine import ExaminationError, ExpiredError
+from gateway.engine.local import LocalEngine
+from gateway.errors import Overloaded
+from gateway.profile import Profile
+from gateway.protected import ProtectedModel
+from gateway.settings.models import EngineConfig
+from gateway.telemetry.metrics import Metrics
+
+PHANTOM = Path(__file__).parents[2] / "lab" / "assets" / "phantom"
+SETTINGS = EngineConfig(device="cpu", batch_size_max=2, batch_wait_ms_max=1.0, queue_max=8, threads=1)
+
+
+def noise(seed: int, frames: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random((frames, 1, 128, 128), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> ProtectedModel:
+    manifest = (PHANTOM / "detectors" / "manifest.json").read_bytes()
+    profile, onnx = Profile.load(PHANTOM / "profile.toml"), (PHANTOM / "model.onnx").read_bytes()
+    return ProtectedModel(
+        "phantom", profile, onnx, PHANTOM / "detectors", manifest, "confident", 0.01, 0.001, frozenset()
+    )
+
+
+@pytest.fixture(scope="module")
+def artefact(model: ProtectedModel) -> Artefact:
+    """The same artefact in this process: what the worker must agree with."""
+    return Artefact.load(model.artefact, model.manifest, model.onnx, model.profile.sha256, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def engine(model: ProtectedModel) -> Iterator[LocalEngine]:
+    with LocalEngine([model], SETTINGS, Metrics()) as engine:
+        yield engine
+
+
+def soon() -> Deadline:
+    return Deadline.after(60.0)
+
+
+def test_the_statistic_that_orders_beyond_all_ranks_reaches_the_gateway(
+    engine: LocalEngine, artefact: Artefact
+) -> None:
+    """Two scans louder than every calibrated one have the same rank; a study tells them apart by this."""
+    pixels = noise(13, 3)
+    seen = artefact.ensemble.examine(torch.from_numpy(pixels))
+    alone = engine.submit(Image(pixels[:1], "phantom"), soon(), None).result(60)
+    series = engine.submit(Image(pixels, "phantom"), soon(), None).result(60)
+    assert alone.statistic > -np.log(alone.p_value)
+    assert alone.statistic == pytest.approx(float(seen.statistic[0]), rel=1e-3)
+    assert series.statistic == pytest.approx(float(seen.statistic.max()) - np.log(3), rel=1e-3)
+
+
+def test_a_map_is_of_the_loudest_frame(engine: LocalEngine, artefact: Artefact) -> None:
+    pixels = noise(14, 3)
+    loudest = int(artefact.ensemble.examine(torch.from_numpy(pixels)).statistic.argmax())
+    heat = engine.explain(Image(pixels, "phantom"), soon()).result(60)
+    chosen = torch.from_numpy(pixels[loudest : loudest + 1])
+    assert heat.frame == loudest
+    with torch.no_grad():
+        denoised = next(iter(artefact.denoisers.values()))(chosen)
+    expected = between(artefact.ensemble.probe, chosen, denoised)[0].numpy()
+    np.testing.assert_allclose(heat.values, expected, atol=1e-2 * expected.max())
+    assert heat.values.max() > 0
+
+
+def test_an_image_that_cannot_be_explained_is_an_error_of_its_own(engine: LocalEngine) -> None:
+    bad = engine.explain(Image(np.full((1, 1, 128, 128), np.nan, np.float32), "phantom"), soon())
+    with pytest.raises(ExaminationError, match="InputError"):
+        bad.result(60)
+    assert 0 < engine.submit(Image(noise(1), "phantom"), soon(), None).result(60).p_value <= 1
+
+
+def test_maps_wait_until_no_scan_does_and_not_without_bound(model: ProtectedModel) -> None:
+    engine = LocalEngine([model], SETTINGS, Metrics())  # not started: nothing is served yet
+    image = Image(noise(1), "phantom")
+    gone = engine.explain(image, Deadline.after(0.0))
+    scan = engine.submit(image, soon(), None)
+    maps = [engine.explain(image, soon()) for _ in range(15)]
+    with pytest.raises(Overloaded, match="wait to be explained"):
+        engine.explain(image, soon())
+    done: list[str] = []
+    scan.add_done_callback(lambda _: done.append("scan"))
+    maps[0].add_done_callback(lambda _: done.append("map"))
+    with engine:
+        assert all(each.result(60).frame == 0 for each in maps)
+    assert done == ["scan", "map"]
+    assert isinstance(gone.exception(60), ExpiredError)

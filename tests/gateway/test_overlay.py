@@ -1,0 +1,65 @@
+"""A heat map is drawn in the proportions of the body, bright where it is hot, over a legend."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from gateway.pixels.overlay import PANEL_PIXELS, overlay
+
+GREY = np.full((40, 80), 0.5, np.float32)
+
+
+def drawn(image: NDArray[np.float32], heat: NDArray[np.float32], aspect: float = 1.0) -> NDArray[np.uint8]:
+    page = Image.open(io.BytesIO(overlay(image, heat, aspect=aspect)))
+    assert page.format == "PNG"
+    return np.asarray(page)
+
+
+def tinted(page: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(rows, columns): which pixels have a colour, above the legend."""
+    return np.ptp(page[:-120].astype(int), axis=2) > 40
+
+
+def test_the_hot_place_is_tinted_and_the_plain_image_beside_it_is_not() -> None:
+    heat = np.zeros((16, 16), np.float32)
+    heat[4, 12] = 3.0
+    rows, columns = np.nonzero(tinted(drawn(GREY, heat)))
+
+    panel = PANEL_PIXELS // 2  # tall: half as many rows as columns
+    assert abs(rows.mean() - (16 + panel * 4.5 / 16)) < 6
+    assert abs(columns.mean() - (2 * 16 + PANEL_PIXELS + PANEL_PIXELS * 12.5 / 16)) < 6
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.0, 3.0])
+def test_the_panels_have_the_proportions_of_the_body(aspect: float) -> None:
+    white = np.ones((40, 80), np.float32)
+    page = drawn(white, np.zeros((8, 8), np.float32), aspect)
+    bright = (page[..., :3] == 255).all(axis=2)
+    rows, columns = np.nonzero(bright.sum(axis=1) > 20)[0], np.nonzero(bright.sum(axis=0) > 20)[0]
+    first = columns[columns < page.shape[1] // 2]
+
+    tall, wide = rows[-1] - rows[0] + 1, first[-1] - first[0] + 1
+    assert tall / wide == pytest.approx(aspect * 40 / 80, rel=0.02)
+    assert max(tall, wide) == PANEL_PIXELS
+
+
+def test_without_heat_nothing_is_tinted() -> None:
+    assert not tinted(drawn(GREY, np.zeros((16, 16), np.float32))).any()
+
+
+def test_it_has_a_legend_with_a_scale() -> None:
+    page = drawn(GREY, np.ones((16, 16), np.float32))
+    legend = page[-110:]
+    assert np.ptp(legend.astype(int), axis=2).max() > 100  # the colour scale
+    assert (legend.min(axis=2) > 200).sum() > 200  # the sentence
+
+
+@pytest.mark.parametrize("heat", [np.full((4, 4), np.nan, np.float32), np.zeros((0, 4), np.float32), np.zeros(4)])
+def test_what_is_no_map_is_refused(heat: NDArray[np.float32]) -> None:
+    with pytest.raises(ValueError, match="heat must be a finite array of two axes"):
+        overlay(GREY, heat)
