@@ -11,6 +11,7 @@ PEERS := .cache/peers
 MINUTES ?= 3
 SECONDS ?= 1800
 KILLS ?= 200
+GRADE ?= quick
 OUT ?= .
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \

@@ -15,35 +15,13 @@ from gateway.pixels.imaging import Rendering
 from gateway.profile import Profile
 from gateway.testing import write_signing_key
 from lab import phantoms
-from lab.data import load
 from lab.demo.radiograph import to_dicom
 from lab.fitting import Parts, fit
 from lab.progress import progress
-from lab.training import export, train_classifier
+from lab.victims import victim
 
 BUNDLED = phantoms.ASSETS
 FPR = 0.01
-
-_RADIOGRAPH_PROFILE = """\
-name = "{name}"
-version = "1"
-task = "multiclass"
-classes = {classes}
-
-[input]
-name = "image"
-layout = "NCHW"
-channels = 1
-size = [{rows}, {columns}]
-range = [0.0, 1.0]
-
-[output]
-name = "logits"
-activation = "softmax"
-
-[match]
-modality = ["CR"]
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +93,13 @@ def learned(npz: Path, directory: Path) -> Material:
         lab.data.DataError: the file is not of the layout of architecture 5.1.
         KeyError: it names no classes, or holds no test images.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with np.load(npz, allow_pickle=False) as file:
-        (rows, columns), classes = file["test_images"].shape[1:], [str(name) for name in file["class_names"]]
-    profile_file, model_file = directory / "profile.toml", directory / "model.onnx"
-    profile_file.write_text(
-        _RADIOGRAPH_PROFILE.format(name=npz.stem, classes=json.dumps(classes), rows=rows, columns=columns)
-    )
-    profile = Profile.load(profile_file)
-    images = load(npz, profile)
-    model = train_classifier(images.train.images, images.train.labels, classes=len(classes))
-    model_file.write_bytes(export(model, profile))
+    trained = victim(npz, directory)
+    profile, images = trained.profile, trained.images
     key = write_signing_key(directory / "artefact.pem")
     with progress() as watch:
         parts = Parts.of(images, seed=0)
-        fit(model_file.read_bytes(), profile, parts, directory / "detectors", fpr=FPR, key=key, seed=0, watch=watch)
+        model = trained.model_file.read_bytes()
+        fit(model, profile, parts, directory / "detectors", fpr=FPR, key=key, seed=0, watch=watch)
     test, low, high = images.test, *profile.input.range
 
     def specimen(index: int) -> Specimen:
@@ -142,8 +112,8 @@ def learned(npz: Path, directory: Path) -> Material:
 
     return Material(
         title=f"images of {npz.name}",
-        profile_file=profile_file,
-        model_file=model_file,
+        profile_file=trained.profile_file,
+        model_file=trained.model_file,
         detectors=directory / "detectors",
         artefact_key=directory / "artefact.pub",
         rendering=Rendering(modality="CR"),

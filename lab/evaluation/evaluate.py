@@ -115,6 +115,7 @@ class _Bench:
     def __init__(self, artefact: Artefact, profile: Profile, device: torch.device) -> None:
         self.artefact, self.ensemble, self.profile, self.device = artefact, artefact.ensemble, profile, device
         self.task = self.ensemble.probe.task
+        self.fpr = float(artefact.manifest["fpr"])
         logits, span = logits_of(self.ensemble.probe), self.ensemble.probe.span
         self.target = Target.of_uint8(lambda rendered: logits(span.to_unit(rendered)), profile)
 
@@ -148,8 +149,8 @@ class _Bench:
             detectors={name: entry["weight"] for name, entry in facts["detectors"].items()},
             dataset=dataset,
             n_clean=len(scans.images),
-            target_fpr=facts["fpr"],
-            fpr_measured={name: _rate(seen.flagged(name, facts["fpr"])) for name in seen.p_values},
+            target_fpr=self.fpr,
+            fpr_measured={name: _rate(seen.flagged(name, self.fpr)) for name in seen.p_values},
             clean_accuracy=float(agreement(scans.labels, seen.decisions, self.task).mean()),
             denoised_clean_accuracy={
                 name: self._denoised(denoise, scans.images, scans.labels)
@@ -175,20 +176,20 @@ class _Bench:
                 changed = change_of(begun.images, level, seed).round().clamp(self.target.low, self.target.high)
                 seen = self.look(changed)
                 key = f"{name} {level:g}" if change_of.sized else name
-                told[key] = {each: _rate(seen.flagged(each, STRICT)) for each in seen.p_values}
+                told[key] = {each: _rate(seen.flagged(each, self.fpr)) for each in seen.p_values}
         return told
 
     def shift(self, path: Path) -> dict[str, dict[str, float]]:
         """By detector, how often scans of another source are flagged."""
         seen = self.look(stored(path, "test", self.profile).images)
-        return {name: _rate(seen.flagged(name, STRICT)) for name in seen.p_values}
+        return {name: _rate(seen.flagged(name, self.fpr)) for name in seen.p_values}
 
     def attacked(self, plan: Planned, begun: StoredScans, clean: Seen) -> Entry | None:
         """One attack at one budget; None where not even one storable step lies within it."""
         found: Attacked = plan.attack(self.target, begun.images.to(self.device), begun.labels.to(self.device))
         images, success = found.images.cpu(), found.success.cpu()
         seen = self.look(images)
-        flags = seen.flagged(ENSEMBLE, STRICT)
+        flags = seen.flagged(ENSEMBLE, self.fpr)
         evaded = success & ~flags
         admitted = ~flags
         moved = change(self.target, begun.images, images)
@@ -200,8 +201,10 @@ class _Bench:
             configuration=repr(plan.attack),
             n_attacked=len(images),
             n_success=int(success.sum()),
-            detectors={name: _worth(name, seen, clean, success) for name in clean.suspicion if name != ENSEMBLE},
-            ensemble=_worth(ENSEMBLE, seen, clean, success),
+            detectors={
+                name: _worth(name, seen, clean, success, self.fpr) for name in clean.suspicion if name != ENSEMBLE
+            },
+            ensemble=_worth(ENSEMBLE, seen, clean, success, self.fpr),
             evasion=_rate(evaded),
             accuracy_of_admitted=_rate(~success[admitted]) if bool(admitted.any()) else None,
             denoised_accuracy={
@@ -221,12 +224,13 @@ class _Bench:
         return float(agreement(labels, torch.cat(answers), self.task).mean())
 
 
-def _worth(name: str, seen: Seen, clean: Seen, success: Tensor) -> Worth | None:
+def _worth(name: str, seen: Seen, clean: Seen, success: Tensor, fpr: float) -> Worth | None:
     """What one detector is worth against the attacks that succeeded; None where none did."""
     if not bool(success.any()):
         return None
     return Worth(
         auroc=_auroc(clean.suspicion[name], seen.suspicion[name][success]),
+        tpr_at_target=_rate(seen.flagged(name, fpr)[success]),
         tpr_at_fpr1=_rate(seen.flagged(name, STRICT)[success]),
         tpr_at_fpr5=_rate(seen.flagged(name, LOOSE)[success]),
     )

@@ -17,8 +17,10 @@ class Worth:
 
     auroc: float
     """Against the clean test scans."""
+    tpr_at_target: Rate
+    """At the rule that the artefact was fitted for."""
     tpr_at_fpr1: Rate
-    """At the deployed rule p <= 0.01."""
+    """At the rule p <= 0.01; nothing is flagged where too few clean scans were calibrated on for it."""
     tpr_at_fpr5: Rate
     """At p <= 0.05."""
 
@@ -26,6 +28,7 @@ class Worth:
         """As report.json has it."""
         return {
             "auroc": self.auroc,
+            "tpr_at_target": self.tpr_at_target["rate"],
             "tpr_at_fpr1": self.tpr_at_fpr1["rate"],
             "tpr_at_fpr5": self.tpr_at_fpr5["rate"],
         }
@@ -47,7 +50,7 @@ class Entry:
     detectors: Mapping[str, Worth | None]
     ensemble: Worth | None
     evasion: Rate
-    """Misread and not flagged at 0.01, over all attacked."""
+    """Misread and not flagged at the target rate, over all attacked."""
     accuracy_of_admitted: Rate | None
     """Read rightly, over those not flagged; None where all were."""
     denoised_accuracy: Mapping[str, float]
@@ -97,9 +100,9 @@ class Report:
     clean_accuracy: float
     denoised_clean_accuracy: Mapping[str, float]
     benign: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
-    """By change and detector, flagged at 0.01."""
+    """By change and detector, flagged at the target rate."""
     shifts: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
-    """By data set and detector, flagged at 0.01."""
+    """By data set and detector, flagged at the target rate."""
     attacks: tuple[Entry, ...] = ()
 
     def document(self) -> dict[str, Any]:
@@ -149,7 +152,9 @@ class Report:
         rows = [[name, *(f"{rates[name]['rate']:.1%}" for rates in columns.values())] for name in names]
         sizes = ["scans", *(str(rates[ENSEMBLE]["n"]) for rates in columns.values())]
         interval = self.fpr_measured[ENSEMBLE]
-        told = f"Flagged at p <= 0.01 though harmless; the ensemble on clean scans [{interval['low']:.1%}, "
+        told = (
+            f"Flagged at p <= {self.target_fpr:g} though harmless; the ensemble on clean scans [{interval['low']:.1%}, "
+        )
         return told + f"{interval['high']:.1%}].\n\n" + _table(["", *columns], [sizes, *rows])
 
     def _alarms(self, names: list[str]) -> str:
@@ -161,8 +166,9 @@ class Report:
                 worth = entry.ensemble if name == ENSEMBLE else entry.detectors[name]
                 cells.append(_worth(worth))
             rows.append(cells)
-        return "Of the attacks that succeed, per cent flagged at p <= 0.01 / at p <= 0.05 / AUROC.\n\n" + _table(
-            ["attack, grey levels", "tier", "successes", *names], rows
+        return (
+            f"Of the attacks that succeed, per cent flagged at p <= {self.target_fpr:g} / at p <= 0.05 / AUROC.\n\n"
+            + _table(["attack, grey levels", "tier", "successes", *names], rows)
         )
 
     def _left(self) -> str:
@@ -201,7 +207,7 @@ def _called(entry: Entry) -> str:
 def _worth(worth: Worth | None) -> str:
     if worth is None:
         return "-"
-    return f"{100 * worth.tpr_at_fpr1['rate']:.0f} / {100 * worth.tpr_at_fpr5['rate']:.0f} / {worth.auroc:.2f}"
+    return f"{100 * worth.tpr_at_target['rate']:.0f} / {100 * worth.tpr_at_fpr5['rate']:.0f} / {worth.auroc:.2f}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

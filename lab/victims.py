@@ -1,0 +1,69 @@
+"""A model trained on the spot, without any defence, on the images of an .npz file: what demo and results attack."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gateway.profile import Profile
+from lab.data import Dataset, load
+from lab.training import export, train_classifier
+
+_PROFILE = """\
+name = "{name}"
+version = "1"
+task = "multiclass"
+classes = {classes}
+
+[input]
+name = "image"
+layout = "NCHW"
+channels = 1
+size = [{rows}, {columns}]
+range = [0.0, 1.0]
+
+[output]
+name = "logits"
+activation = "softmax"
+
+[match]
+modality = ["CR"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A trained model on disk."""
+
+    profile_file: Path
+    model_file: Path
+    images: Dataset
+
+    @property
+    def profile(self) -> Profile:
+        """What the model expects."""
+        return Profile.load(self.profile_file)
+
+
+def victim(npz: Path, directory: Path) -> Victim:
+    """Train a model on the `train` split; one that already lies in the directory is taken.
+
+    Raises:
+        lab.data.DataError: the file is not of the layout of architecture 5.1.
+        KeyError: it names no classes, or holds no test images.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with np.load(npz, allow_pickle=False) as file:
+        (rows, columns), classes = file["test_images"].shape[1:], [str(name) for name in file["class_names"]]
+    profile_file, model_file = directory / "profile.toml", directory / "model.onnx"
+    text = _PROFILE.format(name=npz.stem, classes=json.dumps(classes), rows=rows, columns=columns)
+    profile_file.write_text(text, encoding="utf-8")
+    profile = Profile.load(profile_file)
+    images = load(npz, profile)
+    if not model_file.exists():
+        model = train_classifier(images.train.images, images.train.labels, classes=len(classes))
+        model_file.write_bytes(export(model, profile))
+    return Victim(profile_file, model_file, images)
