@@ -14,6 +14,7 @@ from torch.nn import functional
 import detectors.models.spatial  # noqa: F401 - enters its operators into the table
 from detectors.errors import ConversionError, InputError
 from detectors.models.operators import HANDLERS, Node, numbers
+from detectors.models.taps import default_taps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ class Reference(nn.Module):
     input_name: str
     output_name: str
     tap_names: tuple[str, ...]
-    """By default: what the last layer before global pooling gives, and the pooled features."""
+    """By default: the ends of some blocks, what the last layer before global pooling gives, and the pooled features."""
 
     def __init__(self, graph: onnx.GraphProto, opset: int, output: str | None = None) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class Reference(nn.Module):
         self._fold()
         self._places = [self._locate(node) for node in self._nodes]
         self._spent = self._last_uses()
-        self.tap_names = _default_taps(self._nodes, self._constants)
+        self.tap_names = default_taps(self._nodes, self.input_name, self._constants)
         self.eval().requires_grad_(False)
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.ndim == 4:
@@ -323,24 +324,3 @@ def _output(graph: onnx.GraphProto, name: str | None) -> str:
     if name is not None and name not in names:
         raise ConversionError(f"the model has no output {name!r}; it has {names}")
     return name or names[0]
-
-
-def _default_taps(nodes: list[Node], constants: dict[str, Tensor]) -> tuple[str, ...]:
-    """Input and output of the last pooling over all of space; without one, the input of the last linear layer."""
-    for node in reversed(nodes):
-        if node.operator == "GlobalAveragePool" or _pools_space(node, constants):
-            return node.inputs[0], node.outputs[0]
-    for node in reversed(nodes):
-        if node.operator in ("Gemm", "MatMul"):
-            return (node.inputs[0],)
-    return (nodes[-1].inputs[0],)
-
-
-def _pools_space(node: Node, constants: dict[str, Tensor]) -> bool:
-    """Whether a ReduceMean averages over rows and columns."""
-    if node.operator != "ReduceMean":
-        return False
-    axes = node.get("axes")
-    if axes is None and len(node.inputs) > 1 and node.inputs[1] in constants:
-        axes = numbers(constants[node.inputs[1]])
-    return sorted(axis % 4 for axis in axes or ()) == [2, 3]

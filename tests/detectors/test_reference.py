@@ -73,17 +73,40 @@ def test_the_gradient_agrees_with_finite_differences(residual: tuple[nn.Module, 
     assert float(rise / (2 * small)) == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
 
 
-def test_the_default_taps_are_the_last_map_and_its_mean(residual: tuple[nn.Module, bytes]) -> None:
+def test_the_default_taps_end_with_the_last_map_and_its_mean(residual: tuple[nn.Module, bytes]) -> None:
     module, model = residual
     reference = Reference.from_onnx(model)
     images = torch.rand(2, 1, 32, 32)
 
     _, taps = reference.forward_with_taps(images, reference.tap_names)
 
-    last, pooled = (taps[name] for name in reference.tap_names)
+    last, pooled = (taps[name] for name in reference.tap_names[-2:])
     expected = module.blocks(module.stem(images))  # type: ignore[operator]
     assert torch.allclose(last, expected, atol=1e-4)
     assert torch.allclose(pooled.flatten(1), expected.mean((2, 3)), atol=1e-4)
+
+
+EARLY = {"ResNet": 3, "DenseNet": 3, "EfficientNet": 3, "ConvNeXt": 3, "ViT": 3, "Swin": 3, "U-Net": 1}
+"""Under the skips of a U-Net only the first layers are an end that everything passes."""
+
+
+@pytest.mark.parametrize("shape", EARLY)
+def test_early_taps_are_values_through_which_everything_passes(shape: str) -> None:
+    """What comes after is the same whichever way the tap came to be: its value alone decides the output."""
+    network = architectures.made(shape)
+    reference = Reference.from_onnx(conversion.exported(network, OLDER, 17))
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(8)).requires_grad_()
+
+    output, taps = reference.forward_with_taps(images, reference.tap_names)
+
+    early = reference.tap_names[: EARLY[shape]]
+    seed = torch.randn(output.shape, generator=torch.Generator().manual_seed(9))
+    (whole,) = torch.autograd.grad(output, images, seed, retain_graph=True)
+    for name in early:
+        (at_tap,) = torch.autograd.grad(output, taps[name], seed, retain_graph=True)
+        (through,) = torch.autograd.grad(taps[name], images, at_tap, retain_graph=True)
+        assert torch.allclose(through, whole, rtol=1e-3, atol=1e-6), name
+    assert set(early).isdisjoint(reference.tap_names[len(early) :])
 
 
 def test_a_tap_that_no_node_gives_is_an_input_error(residual: tuple[nn.Module, bytes]) -> None:
