@@ -24,7 +24,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results study drift phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images study drift phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -96,6 +96,9 @@ soak: install ## Half an hour at 70 % load, then 200 kills; writes docs/soak.png
 
 results: install ## Measure what the bundled detectors catch; writes docs/results-phantom.md
 	@$(BIN)/python -m lab.results
+
+results-images: install ## Train, guard and attack models on real images (hours); writes docs/results.md (GRADE=quick)
+	@$(BIN)/python -m lab.image_results --grade $(GRADE)
 
 study: install ## Measure whole studies on drawn slices; writes docs/results-study.md
 	@$(BIN)/python -m lab.study
