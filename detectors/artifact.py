@@ -128,7 +128,10 @@ class Artefact:
             if isinstance(twin, nn.Module):
                 network = twin.network if isinstance(twin, CopiedTwin) else twin
                 state |= {f"network.{key}": value for key, value in network.state_dict().items()}
-            entry: dict[str, Any] = {"version": registry.method(member.detector.name).version}
+            entry: dict[str, Any] = {
+                "version": registry.method(member.detector.name).version,
+                "random": member.detector.needs.random,
+            }
             entry |= _write_file(directory, member.detector.name, state)
             detectors[member.detector.name] = entry | {"weight": weights.get(member.channel or "", 0.0)}
         manifest = {
@@ -257,7 +260,10 @@ def _assemble(
             twins[name] = twin.eval()
         elif name == SMALL_TWIN:
             twins[name] = SmallTwin.from_state(network).to(device).eval().requires_grad_(False)
-        members.append(_member(method.from_state(_under(state, "detector.")), _to(calibration, device)))
+        member = _member(method.from_state(_under(state, "detector.")), _to(calibration, device))
+        if bool(entries[name].get("random")) != member.detector.needs.random:
+            raise ArtefactError(f"{name}: the manifest is wrong about whether it draws at random")
+        members.append(member)
     channels = [
         Channel(name, float(part["weight"]), TailCalibration.from_state(_to(_under(part, "tail."), device)))
         for name in sorted({member.channel for member in members if member.channel})

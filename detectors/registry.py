@@ -11,12 +11,12 @@ from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.shifts import PredictionShift
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
-from detectors.neighbours.defaults import default_neighbours
+from detectors.neighbours.defaults import default_neighbours, other_neighbours
 
 ENTRY_POINTS = "scanward.detectors"
 """The group in which a package names its methods: `name = "package.module:Method"`."""
 
-_OURS: tuple[Method, ...] = (
+_FITTED: tuple[Method, ...] = (
     TwinDisagreement(COPIED_TWIN),
     TwinDisagreement(SMALL_TWIN),
     *(PredictionShift(neighbour) for neighbour in default_neighbours()),
@@ -24,8 +24,9 @@ _OURS: tuple[Method, ...] = (
     FeatureDensity,
     Fusion,
 )
-OURS: Mapping[str, Method] = {method.name: method for method in _OURS}
-DEFAULT = tuple(OURS)
+_ASKED_FOR: tuple[Method, ...] = (*(PredictionShift(neighbour) for neighbour in other_neighbours()),)
+OURS: Mapping[str, Method] = {method.name: method for method in (*_FITTED, *_ASKED_FOR)}
+DEFAULT = tuple(method.name for method in _FITTED)
 """Those that `fit` fits unless it is told otherwise."""
 
 

@@ -16,6 +16,7 @@ from gateway.errors import ConfigError
 from gateway.profile import Profile
 from gateway.settings.models import ModelConfig
 from gateway.settings.policy import PolicyConfig
+from gateway.settings.storage import KeysConfig
 from gateway.settings.trust import ArtefactTrust
 from signing import EnvelopeError, envelope
 
@@ -48,6 +49,8 @@ class ProtectedModel:
     """The p-value of a scan that is louder than every clean one of the calibration: ranks end there."""
     detectors: frozenset[str]
     """Names of the detectors, deciding and reported."""
+    random: bool = False
+    """Whether any of them draws at random, from seeds that the gateway gives."""
 
     @classmethod
     def load(cls, name: str, config: ModelConfig, trust: ArtefactTrust) -> Self:
@@ -63,7 +66,8 @@ class ProtectedModel:
             facts = json.loads(manifest)
             guarantee, rate = str(facts["guarantee"]), float(facts["fpr"])
             p_value_min = smallest(int(facts["n_b"]), Guarantee(guarantee))
-            detectors = frozenset(dict(facts["detectors"]))
+            entries = dict(facts["detectors"])
+            random = any(bool(dict(entry).get("random")) for entry in entries.values())
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise ConfigError([f"{where}: the manifest is malformed"]) from error
         if guarantee != "confident" and not trust.unsafe_marginal_guarantee:
@@ -71,7 +75,9 @@ class ProtectedModel:
                 [f"{where}: its guarantee is {guarantee}; trust.artefacts.unsafe_marginal_guarantee would be needed"]
             )
         model = _read(config.model, f"models.{name}.model")
-        return cls(name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, detectors)
+        return cls(
+            name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, frozenset(entries), random
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -87,6 +93,11 @@ class ProtectedModel:
     def artefact_sha256(self) -> str:
         """Lower-case hexadecimal digest of the manifest, which names every other file of the artefact by digest."""
         return hashlib.sha256(self.manifest).hexdigest()
+
+    def require_seed(self, keys: KeysConfig) -> None:
+        """Raises `ConfigError` where detectors draw and there is no secret: what a stranger can compute is no draw."""
+        if self.random and keys.seed is None:
+            raise ConfigError([f"keys.seed: required, because detectors of models.{self.name} draw at random"])
 
     def require_fit_for(self, policy: PolicyConfig, where: str) -> None:
         """A rate that the detectors were not calibrated for would be a promise that nobody measured.

@@ -239,6 +239,7 @@ quarantine_bytes_max = 1073741824
 receipt = "keys/receipt.pem"
 checkpoint = "keys/checkpoint.pem"
 quarantine = "keys/quarantine.key"
+seed = "keys/seed.key"
 [trust.strict]
 policy = "reject.toml"
 roots = ["pki/root.pem"]
@@ -274,7 +275,8 @@ def write_keys(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in ("receipt", "checkpoint"):
         write_signing_key(directory / f"{name}.pem")
-    write_secret(directory / "quarantine.key", secrets.token_hex(32).encode())
+    for name in ("quarantine", "seed"):
+        write_secret(directory / f"{name}.key", secrets.token_hex(32).encode())
 
 
 def write_signing_key(path: Path) -> Ed25519PrivateKey:

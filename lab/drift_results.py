@@ -22,6 +22,7 @@ from lab import phantoms, recalibration, sealing
 from lab.data import MovedTooFarError
 from lab.drawing.scanner import STORED_MAX
 from lab.phantom_detectors import PUBLIC_KEY
+from lab.seeds import seeds_of
 from lab.walking import FPR, Walk
 
 REPORT = Path("docs/results-drift.md")
@@ -163,7 +164,8 @@ def _scanned(assets: Path, slices: int) -> tuple[Family, dict[str, Streams]]:
         frames = torch.from_numpy(stored.astype(np.float32))[None, None]
         for name, scanner in SCANNERS.items():
             changed = scanner(frames).round().clamp(0, STORED_MAX)
-            seen = ensemble.examine(render(changed[0], phantoms.RENDERING, profile))
+            image = render(changed[0], phantoms.RENDERING, profile)
+            seen = ensemble.examine(image, seeds_of(image))
             for detector, values in {**seen.p_values, JOINED: seen.p_value}.items():
                 streams[name].setdefault(detector, []).append(float(values))
     arrays = {name: {each: np.array(values) for each, values in by.items()} for name, by in streams.items()}

@@ -10,6 +10,7 @@ from detectors.models.outputs import Task, agreement
 from lab.data import Split
 from lab.development import descend
 from lab.progress import Watch
+from lab.seeds import seeds_of
 from lab.statistics import clopper_pearson
 from lab.workbench import BATCH, logits_of, staged
 
@@ -65,7 +66,8 @@ def flagged(ensemble: Ensemble, unit: Tensor, fpr: float) -> tuple[dict[str, Ten
     found: dict[str, list[Tensor]] = {}
     predictions = []
     for part in torch.split(unit, BATCH):
-        seen = ensemble.examine(ensemble.probe.span.from_unit(part.to(device)))
+        images = ensemble.probe.span.from_unit(part)
+        seen = ensemble.examine(images.to(device), seeds_of(images).to(device))
         for name, p in {**seen.p_values, "ensemble": seen.p_value}.items():
             found.setdefault(name, []).append((p <= fpr).cpu())
         predictions.append(seen.predictions.cpu())

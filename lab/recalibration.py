@@ -27,6 +27,7 @@ from gateway.pixels.imaging import Rendering, render
 from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
 from lab.data import FILE_BYTES_MAX, DataError, MovedTooFarError
+from lab.seeds import seeds_of
 from signing import DicomError, SignatureError, Trust, VerifiedSignature, VerifiedView, read, verify
 
 BOUND = 1.0
@@ -140,7 +141,7 @@ def scores(ensemble: Ensemble, images: Tensor) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for part in torch.split(images, _BATCH):
-            seen = ensemble.probe.observe(part, ensemble.needs)
+            seen = ensemble.probe.observe(part, ensemble.needs, seeds=seeds_of(part))
             found = {member.detector.name: member.detector.score(seen).values for member in ensemble.members}
             for name, values in (found | {JOINED: join(ensemble.members, ensemble.channels, found)}).items():
                 parts.setdefault(name, []).append(values.cpu())

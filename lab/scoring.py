@@ -9,6 +9,7 @@ from detectors.artifact import MANIFEST, Artefact
 from detectors.errors import ArtefactError
 from gateway.profile import Profile
 from lab.data import DataError, Split
+from lab.seeds import seeds_of
 
 BATCH = 64
 
@@ -30,7 +31,7 @@ def score(model: bytes, profile: Profile, directory: Path, scans: Split, device:
     ensemble = Artefact.load(directory, manifest, model, profile.sha256, device).ensemble
     table: dict[str, Any] = {"ids": list(scans.ids), "p": [], "detectors": {}, "prediction": []}
     for part in torch.split(scans.images, BATCH):
-        seen = ensemble.examine(part.to(device))
+        seen = ensemble.examine(part.to(device), seeds_of(part).to(device))
         table["p"] += seen.p_value.tolist()
         table["prediction"] += seen.predictions.tolist()
         for name, values in seen.p_values.items():

@@ -20,6 +20,7 @@ from lab import phantoms
 from lab.attacks.pgd import PGD
 from lab.phantom_detectors import FPR, split_of
 from lab.results import Bench
+from lab.seeds import seeds_of
 from lab.statistics import clopper_pearson
 from lab.workbench import BATCH
 from signing import Reason
@@ -123,7 +124,7 @@ def _examined(bench: Bench, rendered: Tensor, floor: float) -> Pool:
     ranks: list[float] = []
     statistics: list[float] = []
     for part in torch.split(probe.span.from_unit(probe.span.to_unit(rendered)), BATCH):
-        seen = probe.observe(part, bench.ensemble.deciding_needs)
+        seen = probe.observe(part, bench.ensemble.deciding_needs, seeds=seeds_of(part))
         with torch.no_grad():
             statistic = bench.ensemble.statistic(seen)
         ranks += bench.ensemble.conformal.p_value(statistic).tolist()

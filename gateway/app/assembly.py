@@ -338,7 +338,7 @@ def _stages(
     stages: tuple[Stage, ...] = (
         signature,
         PreprocessStage(model.name, model.profile, decompressor),
-        DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p),
+        DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p, seed_key=plan.keys.seed),
     )
     if grey_p is None or configured.destination is not None:
         return stages  # a destination takes what came and nothing else, so nothing goes on for its denoised form
@@ -377,7 +377,9 @@ def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:
 def _model(config: Config, name: str) -> ProtectedModel:
     if config.trust.artefacts is None:
         raise ConfigError(["trust.artefacts: required, because there are models"])
-    return ProtectedModel.load(name, config.models[name], config.trust.artefacts)
+    model = ProtectedModel.load(name, config.models[name], config.trust.artefacts)
+    model.require_seed(config.keys)
+    return model
 
 
 class _Gather:

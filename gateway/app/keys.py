@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from gateway.settings.storage import KeysConfig
 from signing import EnvelopeError, envelope
 
 KEY_BYTES = 32
-"""Of the quarantine's key: AES-256."""
+"""Of the quarantine's key, AES-256, and of the seed key, HMAC-SHA-256."""
 
 _NAMES_INFO = b"scanward quarantine names v1"
 _DRIFT_INFO = b"scanward drift watch v1"
@@ -30,7 +30,9 @@ class Keys:
     receipt: Ed25519PrivateKey
     checkpoint: Ed25519PrivateKey
     retired_checkpoints: tuple[Ed25519PublicKey, ...]
-    quarantine: bytes
+    quarantine: bytes = field(repr=False)
+    seed: bytes | None = field(repr=False)
+    """Of the detectors that draw at random."""
 
     @classmethod
     def load(cls, config: KeysConfig) -> Self:
@@ -40,9 +42,12 @@ class Keys:
             _signing_key("keys.checkpoint", config.checkpoint),
             tuple(_public_key("keys.retired_checkpoints", path) for path in config.retired_checkpoints),
             _secret("keys.quarantine", config.quarantine),
+            None if config.seed is None else _secret("keys.seed", config.seed),
         )
         if keys.receipt.private_bytes_raw() == keys.checkpoint.private_bytes_raw():
             raise ConfigError(["keys.checkpoint: must be another key than keys.receipt"])
+        if keys.seed == keys.quarantine:
+            raise ConfigError(["keys.seed: must be another key than keys.quarantine"])
         return keys
 
     @property

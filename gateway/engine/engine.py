@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -58,7 +59,9 @@ class Engine(Protocol):
     def ready(self) -> bool:
         """Whether a worker has loaded every model and answers."""
 
-    def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "") -> Future[Evidence]:
+    def submit(
+        self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "", seeds: Sequence[int] = ()
+    ) -> Future[Evidence]:
         """Queue an image of one of the engine's models.
 
         A series of frames is judged as one: its p-value is the smallest of its frames' times their number
@@ -69,6 +72,7 @@ class Engine(Protocol):
             deadline: an image whose caller has gone is dropped before it costs anything.
             grey: where denoised predictions are wanted; None for nowhere.
             caller: whose image it is; callers take turns.
+            seeds: one signed 64-bit number a frame, from which random detectors draw; none where none draws.
 
         Returns:
             The evidence, or an `EngineError`.

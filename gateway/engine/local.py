@@ -113,11 +113,15 @@ class LocalEngine:
         self.close()
         raise ConfigError([refusal])
 
-    def submit(self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "") -> Future[Evidence]:
+    def submit(
+        self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "", seeds: Sequence[int] = ()
+    ) -> Future[Evidence]:
         """See `engine.Engine.submit`."""
         self._require_shape(image)
+        if seeds and len(seeds) != len(image.pixels):
+            raise ValueError(f"{len(seeds)} seeds for {len(image.pixels)} frames")
         future: Future[Evidence] = Future()
-        ticket = Ticket(image.pixels, grey, future, traces.here())
+        ticket = Ticket(image.pixels, grey, tuple(seeds), future, traces.here())
         with self._changed:
             if self._closing:
                 raise WorkerLostError("the engine is closed")
@@ -280,7 +284,10 @@ class LocalEngine:
                 "region": sent.region,
                 "shape": images.shape if sent.wish is not None else images.shape[1:],
                 "explain": sent.wish is not None,
-                "cases": [{"frames": entry.images, "grey": entry.payload.grey} for entry in sent.entries],
+                "cases": [
+                    {"frames": entry.images, "grey": entry.payload.grey, "seeds": entry.payload.seeds}
+                    for entry in sent.entries
+                ],
             }
             if sent.wish is None:
                 self._metrics.batch(len(images))

@@ -36,6 +36,7 @@ class Ticket:
 
     pixels: NDArray[np.float32]
     grey: GreyZone | None
+    seeds: tuple[int, ...] = field(repr=False)
     future: Future[Evidence]
     moment: traces.Moment
 

@@ -91,8 +91,14 @@ class Worker:
         """Draw the map of the loudest frame of one image, into the place of the first of its channels."""
         images = torch.from_numpy(self.shared.incoming(request["region"], tuple(request["shape"]))).to(self.device)
         outgoing = self.shared.outgoing(request["region"], tuple(request["shape"][1:]))
+        seeds = torch.arange(len(images), device=self.device)  # in the open: a map shows and decides nothing
         try:
-            parts = [artefact.ensemble.examine(part).statistic for part in torch.split(images, self.batch_size_max)]
+            parts = [
+                artefact.ensemble.examine(part, chosen).statistic
+                for part, chosen in zip(
+                    torch.split(images, self.batch_size_max), torch.split(seeds, self.batch_size_max), strict=True
+                )
+            ]
             frame = int(torch.cat(parts).argmax())
             chosen = images[frame : frame + 1]
             with torch.no_grad():
@@ -132,13 +138,25 @@ class Worker:
         (3) denoise the cases in the grey zone, and ask the reference model again
         """
         images = torch.from_numpy(incoming).to(self.device)
-        parts = [artefact.ensemble.examine(part) for part in torch.split(images, self.batch_size_max)]  # (1)
+        parts = [
+            artefact.ensemble.examine(part, seeds)
+            for part, seeds in zip(
+                torch.split(images, self.batch_size_max), self._seeds(cases, len(images)), strict=True
+            )
+        ]  # (1)
         seen = _Seen.of(parts)
         reports = [seen.report(span) for span, _ in cases]  # (2)
         for (span, case), report in zip(cases, reports, strict=True):
             if case["grey"] is not None and GreyZone(*case["grey"]).holds(report["p_value"]):
                 report["denoised_logits"] = self._denoise(artefact, images[span], outgoing[span])  # (3)
         return reports
+
+    def _seeds(self, cases: list[tuple[slice, Report]], images: int) -> Sequence[Tensor | None]:
+        """Those of all images, in the same parts; of each None where a case has none, and then nothing may draw."""
+        seeds = torch.tensor([seed for _, case in cases for seed in case["seeds"]], dtype=torch.int64)
+        if len(seeds) != images:
+            return [None] * -(-images // self.batch_size_max)
+        return torch.split(seeds.to(self.device), self.batch_size_max)
 
     def _denoise(
         self, artefact: Artefact, images: Tensor, outgoing: NDArray[np.float32]
@@ -215,7 +233,8 @@ def _load(connection: Connection, images: int) -> Worker:
         manifest, model = connection.recv_bytes(), connection.recv_bytes()
         try:
             artefact = Artefact.load(Path(entry["artefact"]), manifest, model, entry["profile_sha256"], device)
-            artefact.ensemble.examine(torch.zeros(1, *entry["shape"], device=device))  # warm, and known to fit
+            image, seeds = torch.zeros(1, *entry["shape"]), torch.zeros(1, dtype=torch.int64)
+            artefact.ensemble.examine(image.to(device), seeds.to(device))  # warm, and known to fit
         except DetectorError as error:
             raise type(error)(f"models.{entry['name']}: {error}") from error
         artefacts[entry["name"]] = artefact

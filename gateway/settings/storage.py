@@ -32,5 +32,7 @@ class KeysConfig(Table):
     checkpoint: SecretFile
     quarantine: SecretFile
     """Key-encryption key of the quarantine: 32 bytes in hexadecimal."""
+    seed: SecretFile | None = None
+    """What random detectors draw from, with the scan's digest: 32 bytes in hexadecimal; required once one draws."""
     retired_checkpoints: tuple[File, ...] = ()
     """Public halves of earlier checkpoint keys; they verify the records of their time."""

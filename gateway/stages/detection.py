@@ -10,6 +10,7 @@ from gateway.engine.engine import Engine, EngineError, ExpiredError, GreyZone, W
 from gateway.errors import Abandoned
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.policy import DETECTION
+from gateway.stages.seeds import seeds_of
 from signing import Reason
 
 
@@ -20,9 +21,15 @@ class DetectionStage:
     requires = frozenset({"image"})
     provides = frozenset({"evidence"})
 
-    def __init__(self, engine: Engine, *, false_positive_rate: float, grey_p: float | None) -> None:
-        """Find suspect what has p <= `false_positive_rate`; ask for denoised predictions above it up to `grey_p`."""
+    def __init__(
+        self, engine: Engine, *, false_positive_rate: float, grey_p: float | None, seed_key: bytes | None = None
+    ) -> None:
+        """Find suspect what has p <= `false_positive_rate`; ask for denoised predictions above it up to `grey_p`.
+
+        `seed_key` is for detectors that draw at random; without it they can only fail.
+        """
         self._engine = engine
+        self._seed_key = seed_key
         self._false_positive_rate = false_positive_rate
         self._grey = None if grey_p is None else GreyZone(false_positive_rate, grey_p)
 
@@ -30,7 +37,8 @@ class DetectionStage:
         """See `stage.Stage.run`."""
         assert case.image is not None
         try:
-            future = self._engine.submit(case.image, deadline, self._grey, case.scan.source.identity)
+            caller, seeds = case.scan.source.identity, self._seeds(case, len(case.image.pixels))
+            future = self._engine.submit(case.image, deadline, self._grey, caller, seeds)
         except WorkerLostError as error:
             return self._without(case, GatewayReason.WORKER_LOST, str(error))
         try:
@@ -48,6 +56,11 @@ class DetectionStage:
         except EngineError as error:
             return self._without(case, GatewayReason.DETECTOR_ERROR, str(error))
         return case.with_finding(self._finding(evidence), evidence=evidence)
+
+    def _seeds(self, case: Case, frames: int) -> tuple[int, ...]:
+        if self._seed_key is None:
+            return ()
+        return seeds_of(self._seed_key, case.digests.artefact, case.scan.sha256, frames)
 
     def _finding(self, evidence: Evidence) -> Finding:
         suspect = evidence.p_value <= self._false_positive_rate

@@ -20,6 +20,7 @@ from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.demo.material import Material, Specimen
 from lab.demo.rows import Preparation
+from lab.seeds import seeds_of
 from signing import sign
 from signing.testing import Hospital, flip_pixel_bit, strip_signatures
 
@@ -106,7 +107,7 @@ class _Workshop:
         """The next specimen that no detector finds odd: one clean scan in twenty is, and has a row of its own."""
         for specimen in self.specimens:
             image = render(specimen.stored, self.material.rendering, self.profile)
-            if float(self.artefact.ensemble.examine(image).p_value[0]) > GREY:
+            if float(self.artefact.ensemble.examine(image, seeds_of(image)).p_value[0]) > GREY:
                 return specimen
         raise LookupError("every clean specimen looks odd to the detectors")
 
@@ -145,7 +146,7 @@ class _Workshop:
         """The next clean specimen that looks odd enough to be denoised, and is read alike with and without noise."""
         for specimen in self.specimens:
             image = render(specimen.stored, self.material.rendering, self.profile)
-            seen = self.artefact.ensemble.examine(image)
+            seen = self.artefact.ensemble.examine(image, seeds_of(image))
             if ALPHA < float(seen.p_value[0]) <= GREY and self._denoised_alike(image, int(seen.predictions[0])):
                 note = f"{specimen.name}, clean, but stranger than {1 - float(seen.p_value[0]):.1%} of clean scans"
                 data = specimen.as_dicom(specimen.stored)

@@ -34,6 +34,7 @@ quarantine_bytes_max = 1073741824
 receipt = "keys/receipt.pem"
 checkpoint = "keys/checkpoint.pem"
 quarantine = "keys/quarantine.key"
+seed = "keys/seed.key"
 
 [engine]
 device = "cpu"

@@ -82,6 +82,12 @@ def test_reads_each_part_once_and_names_it_by_digest(config: ModelConfig, tmp_pa
     assert (model.guarantee, model.false_positive_rate) == ("confident", 0.01)
 
 
+def test_it_says_whether_a_detector_draws_at_random(config: ModelConfig, tmp_path: Path) -> None:
+    assert not ProtectedModel.load("ct", config, trust(tmp_path)).random
+    seal(config.detectors, manifest(detectors={"uad": {"random": False}, "noise6_0": {"random": True}}))
+    assert ProtectedModel.load("ct", config, trust(tmp_path)).random
+
+
 def test_only_what_was_signed_is_read(config: ModelConfig, tmp_path: Path) -> None:
     """The manifest beside the envelope is for people; changing it changes nothing."""
     (config.detectors / MANIFEST).write_bytes(manifest(fpr=0.5))
