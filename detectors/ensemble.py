@@ -135,9 +135,12 @@ class Ensemble:
 
     def statistic(self, seen: Observation) -> Tensor:
         """The joined statistic (N,) of an observation; larger is more suspicious; keeps the graph."""
-        return join(
-            self.members, self.channels, {m.detector.name: self._score(m, seen) for m in self.members if m.channel}
-        )
+        return self.voices(seen).amax(0)
+
+    def voices(self, seen: Observation) -> Tensor:
+        """(channels, N): what each channel says of an observation; the statistic is the loudest; keeps the graph."""
+        scores = {m.detector.name: self._score(m, seen) for m in self.members if m.channel}
+        return voices(self.members, self.channels, scores)
 
     def _score(self, member: Member, seen: Observation) -> Tensor:
         """One member's scores, checked: what is not a number must not pass for calm."""
@@ -153,13 +156,20 @@ class Ensemble:
 
 def join(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:
     """(N,) maximum over channels of -log(p / weight): the OR of the channels, each with its share of the budget."""
-    loudness = [
-        channel.tail.surprise(loudest(members, channel.name, scores)) + math.log(channel.weight) for channel in channels
-    ]
-    return torch.stack(loudness).amax(0)
+    return voices(members, channels, scores).amax(0)
+
+
+def voices(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:
+    """(channels, N): what each channel says, -log(p / weight)."""
+    return torch.stack(
+        [
+            channel.tail.surprise(loudest(members, channel.name, scores)) + math.log(channel.weight)
+            for channel in channels
+        ]
+    )
 
 
 def loudest(members: Sequence[Member], channel: str, scores: Mapping[str, Tensor]) -> Tensor:
     """(N,) the largest surprise of a channel's members."""
-    voices = [member.tail.surprise(scores[member.detector.name]) for member in members if member.channel == channel]
-    return torch.stack(voices).amax(0)
+    said = [member.tail.surprise(scores[member.detector.name]) for member in members if member.channel == channel]
+    return torch.stack(said).amax(0)

@@ -107,6 +107,7 @@ def score(
 @click.option("--attacks", default="all", show_default=True, help="names, with commas between")
 @click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, 8-bit grey levels of the window")
 @click.option("--grade", "grade_name", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+@click.option("--adaptive", is_flag=True, help="also the attacker who holds the detectors")
 @click.option("--shift", "shifts", type=FILE, multiple=True, help="another data set, shown as it is; repeatable")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="directory for report.json and report.md")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -121,6 +122,7 @@ def evaluate(
     attacks: str,
     eps: str,
     grade_name: str,
+    adaptive: bool,
     shifts: tuple[Path, ...],
     out: Path | None,
     seed: int,
@@ -142,7 +144,7 @@ def evaluate(
             report = measured(
                 model_path.read_bytes(), Profile.load(profile_path), detectors, (detectors / MANIFEST).read_bytes(),
                 data_path, attacks=ALL if attacks == "all" else attacks.split(","), levels=_levels(eps),
-                grade=GRADES[grade_name], shifts=shifts, seed=seed, device=torch.device(device), watch=watch,
+                grade=GRADES[grade_name], adaptive=adaptive, shifts=shifts, seed=seed, device=torch.device(device), watch=watch,
             )  # fmt: skip
         document, tables = json.dumps(report.document(), indent=2, allow_nan=False), report.markdown(data_path.stem)
         if out is not None:

@@ -88,7 +88,7 @@ def _measured(
             report = evaluate(
                 guarded.model_file.read_bytes(), guarded.profile, directory / "detectors",
                 (directory / "detectors" / MANIFEST).read_bytes(), npz, attacks=attacks, levels=(1, 2, 4, 8),
-                grade=grade, shifts=shifts, watch=watch,
+                grade=grade, adaptive=True, shifts=shifts, watch=watch,
             )  # fmt: skip
         place.mkdir(parents=True, exist_ok=True)
         (place / "report.json").write_text(json.dumps(report.document(), indent=2, allow_nan=False) + "\n")

@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from detectors.ensemble import Ensemble
+from lab.attacks.adaptive import Adaptive
 from lab.attacks.apgd import APGD
 from lab.attacks.attack import Attack
 from lab.attacks.autoattack import AutoAttack
@@ -93,3 +95,14 @@ def planned(
             carried = PGD(eps=level, steps=grade.steps, seed=seed)
             plans.append(Planned(_TRANSFER, level, "transfer", Transfer(attack=carried, surrogate=mine, origin=origin)))
     return plans
+
+
+def informed(ensemble: Ensemble, alpha: float, levels: Sequence[float], grade: Grade, seed: int) -> list[Planned]:
+    """The attacker who holds model, twins, detectors and threshold, at each budget."""
+    return [
+        Planned(
+            Adaptive.name, level, "adaptive",
+            Adaptive(eps=level, ensemble=ensemble, alpha=alpha, steps=grade.steps, restarts=grade.restarts, seed=seed),
+        )
+        for level in levels
+    ]  # fmt: skip

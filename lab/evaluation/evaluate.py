@@ -17,7 +17,7 @@ from gateway.profile import Profile
 from lab.attacks.attack import Attacked, Target
 from lab.attacks.measures import change
 from lab.data import DataError, Dataset, StoredScans, load, stored
-from lab.evaluation.attacks import Planned, planned
+from lab.evaluation.attacks import Planned, informed, planned
 from lab.evaluation.benign import BENIGN
 from lab.evaluation.grades import Grade
 from lab.evaluation.report import Entry, Report, Worth
@@ -57,6 +57,7 @@ def evaluate(
     attacks: Sequence[str],
     levels: Sequence[float],
     grade: Grade,
+    adaptive: bool = False,
     shifts: Sequence[Path] = (),
     seed: int = 0,
     device: torch.device | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         attacks: names.
         levels: budgets in 8-bit grey levels.
         grade: how many images, steps and starts.
+        adaptive: whether the attacker who holds the detectors has his turn too.
         shifts: other data sets, whose test scans are shown as they are.
         seed: of everything that is drawn.
         device: where to run; by default the CPU.
@@ -94,11 +96,11 @@ def evaluate(
     begun = bench.begun(scans, clean, grade, seed)
     report = replace(report, benign=bench.benign(begun, levels, seed))  # (2)
     report = replace(report, shifts={path.name: bench.shift(path) for path in shifts})
+    if adaptive:
+        plans += informed(bench.ensemble, bench.fpr, levels, grade, seed)
     with staged(watch, "attacking", max(len(plans), 1)) as done:  # (3)
         for plan in plans:
-            entry = bench.attacked(plan, begun, clean)
-            if entry is not None:
-                report = replace(report, attacks=(*report.attacks, entry))
+            report = replace(report, attacks=(*report.attacks, bench.attacked(plan, begun, clean)))
             done()
     return report
 
@@ -184,10 +186,11 @@ class _Bench:
         seen = self.look(stored(path, "test", self.profile).images)
         return {name: _rate(seen.flagged(name, self.fpr)) for name in seen.p_values}
 
-    def attacked(self, plan: Planned, begun: StoredScans, clean: Seen) -> Entry | None:
-        """One attack at one budget; None where not even one storable step lies within it."""
+    def attacked(self, plan: Planned, begun: StoredScans, clean: Seen) -> Entry:
+        """One attack at one budget; success is a wrong answer, whatever the attack itself aimed at."""
         found: Attacked = plan.attack(self.target, begun.images.to(self.device), begun.labels.to(self.device))
-        images, success = found.images.cpu(), found.success.cpu()
+        images = found.images.cpu()
+        success = self.target.judged(found.images, begun.labels.to(self.device), batch=BATCH).success.cpu()
         seen = self.look(images)
         flags = seen.flagged(ENSEMBLE, self.fpr)
         evaded = success & ~flags

@@ -195,8 +195,9 @@ class Report:
 
 
 THREAT_MODEL = (
-    "The attacker knows the model and its profile, not the detectors; he may change every stored value by at most the "
-    "budget, and what counts is the file that he can store. An attacker who knows the detectors does better."
+    "The attacker may change every stored value by at most the budget, and what counts is the file that he can store. "
+    "Oblivious: he knows the model and its profile, not the detectors. Transfer: he has a model of his own. Adaptive: he "
+    "holds everything but the signing keys."
 )
 
 

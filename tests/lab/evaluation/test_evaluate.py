@@ -39,7 +39,7 @@ def run(site: Path, *arguments: str | Path) -> Result:
 @pytest.fixture(scope="module")
 def report(site: Path, fitted: object, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("evaluation")
-    result = run(site, "--eps", "2,8", "--out", out, "--shift", site / "data.npz", "--json")
+    result = run(site, "--eps", "2,8", "--out", out, "--shift", site / "data.npz", "--adaptive", "--json")
     assert result.exit_code == 0, result.stderr
     document: dict[str, Any] = json.loads(result.stdout)
     assert json.loads((out / "report.json").read_text()) == document
@@ -66,7 +66,7 @@ def test_it_holds_every_key_of_the_contract(report: dict[str, Any]) -> None:
         if each["n_success"]:
             assert set(each["ensemble"]) >= {"auroc", "tpr_at_fpr1", "tpr_at_fpr5"}
             assert set(each["detectors"]) == set(report["detectors"])
-    assert {each["name"] for each in report["attacks"]} == set(ALL)
+    assert {each["name"] for each in report["attacks"]} == {*ALL, "adaptive"}
 
 
 def test_attacks_keep_their_budget_and_larger_ones_succeed_more(report: dict[str, Any]) -> None:
@@ -92,6 +92,11 @@ def test_what_evades_is_misread_and_not_flagged(report: dict[str, Any]) -> None:
 def test_a_carried_attack_is_another_tier(report: dict[str, Any]) -> None:
     assert {each["tier"] for each in report["attacks"] if each["name"] == "transfer"} == {"transfer"}
     assert entry(report, "transfer", 8)["n_success"] <= entry(report, "pgd", 8)["n_success"]
+
+
+def test_the_informed_attacker_has_a_tier_of_his_own_and_does_better(report: dict[str, Any]) -> None:
+    assert entry(report, "adaptive", 8)["tier"] == "adaptive"
+    assert entry(report, "adaptive", 8)["evasion"] > entry(report, "pgd", 8)["evasion"]
 
 
 def test_scans_as_they_are_are_flagged_as_often_as_a_shift_to_themselves(report: dict[str, Any]) -> None:
