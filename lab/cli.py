@@ -144,7 +144,8 @@ def evaluate(
             report = measured(
                 model_path.read_bytes(), Profile.load(profile_path), detectors, (detectors / MANIFEST).read_bytes(),
                 data_path, attacks=ALL if attacks == "all" else attacks.split(","), levels=_levels(eps),
-                grade=GRADES[grade_name], adaptive=adaptive, shifts=shifts, seed=seed, device=torch.device(device), watch=watch,
+                grade=GRADES[grade_name], adaptive=adaptive, shifts=shifts, seed=seed, device=torch.device(device),
+                watch=watch,
             )  # fmt: skip
         document, tables = json.dumps(report.document(), indent=2, allow_nan=False), report.markdown(data_path.stem)
         if out is not None:

@@ -196,8 +196,8 @@ class Report:
 
 THREAT_MODEL = (
     "The attacker may change every stored value by at most the budget, and what counts is the file that he can store. "
-    "Oblivious: he knows the model and its profile, not the detectors. Transfer: he has a model of his own. Adaptive: he "
-    "holds everything but the signing keys."
+    "Oblivious: he knows the model and its profile, not the detectors. Transfer: he has a model of his own. Adaptive: "
+    "he holds everything but the signing keys."
 )
 
 
