@@ -25,8 +25,8 @@ from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
+from detectors.models.kinds import rebuilt
 from detectors.models.outputs import Activation, Task
-from detectors.models.reference import Reference
 from detectors.models.small import SmallTwin
 from detectors.observation import Span
 from detectors.probe import Probe, Twin
@@ -242,7 +242,7 @@ def _assemble(
 ) -> Ensemble:
     """Rebuild the ensemble from its files."""
     output = read_name(shared["output"]) or None
-    reference = Reference.from_onnx(model, output).to(device)
+    reference = rebuilt(model, output).to(device)
     activation, task = Activation(read_name(shared["activation"])), Task(read_name(shared["task"]))
     low, high = shared["span"].tolist()
     span = Span(tuple(low), tuple(high))

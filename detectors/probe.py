@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from detectors.errors import InputError
+from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, decided, margin, pooled, to_logits
-from detectors.models.reference import Reference
 from detectors.observation import Needs, Observation, Signal, Span
 
 
@@ -26,7 +26,7 @@ class Probe:
 
     def __init__(
         self,
-        reference: Reference,
+        reference: ReferenceModel,
         twins: Mapping[str, Twin],
         taps: Sequence[str],
         *,
@@ -95,7 +95,7 @@ class Probe:
     @property
     def device(self) -> torch.device:
         """Where the models lie."""
-        return next(self.reference.parameters()).device
+        return self.reference.device
 
     def logits(self, output: Tensor) -> Tensor:
         """What the model gives, as logits."""

@@ -24,7 +24,8 @@ from detectors.material import Material
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
-from detectors.models.reference import Reference, conversion_difference
+from detectors.models.kinds import difference, rebuilt
+from detectors.models.model import ReferenceModel
 from detectors.probe import Probe
 from gateway.profile import Profile
 from lab.data import DataError, Dataset, Split, halves
@@ -38,7 +39,7 @@ FIT_SHARE = 0.8
 HELD_OUT = frozenset({Fusion.name})
 """Methods that are fitted on A: they weigh the twins, and a twin knows the scans that it was trained on."""
 CONVERSION_TOLERANCE = 1e-3
-"""Largest difference from onnxruntime, as a share of the spread of the outputs, with which a reference is accepted."""
+"""Largest difference from the model's own runtime, as a share of the outputs' spread, with which it is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def fit(
 ) -> Fitted:
     """Fit every detector, calibrate, measure and write the artefact.
 
-    (1) rebuild the model, and compare the rebuilt one with onnxruntime on real scans
+    (1) rebuild the model, and compare the rebuilt one with its own runtime on real scans
     (2) harden two twins, without labels
     (3) simulate attacks; fit the detectors, and the denoiser
     (4) on A: fit what must not see what the twins saw, and every tail
@@ -97,7 +98,7 @@ def fit(
     (7) write and sign
 
     Args:
-        model: the ONNX file that is served.
+        model: the file of the protected model.
         profile: its profile.
         parts: clean scans by use.
         out: directory of the artefact.
@@ -111,11 +112,11 @@ def fit(
 
     Raises:
         DataError: too few scans.
-        ConversionError: the model cannot be rebuilt, or the rebuilt one differs from onnxruntime.
+        ConversionError: the model cannot be rebuilt, or the rebuilt one differs from its own runtime.
     """
     place = device or torch.device("cpu")
     _check(profile, parts, fpr)
-    reference, difference = _rebuilt(model, profile, parts.b.images, place)  # (1)
+    reference, apart = _rebuilt(model, profile, parts.b.images, place)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
     twins = bench.twins(parts.fit.images, recipes)  # (2)
     probe = bench.probe(twins)
@@ -127,7 +128,7 @@ def fit(
     members, channels = _tails(bench, probe, detectors, parts.a.images)
     ensemble = _promised(bench, probe, members, channels, parts.b.images, fpr)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, watch=watch)  # (6)
-    facts = _facts(model, profile, parts, fpr, difference, measured)
+    facts = _facts(model, profile, parts, fpr, apart, measured)
     manifest = Artefact.write(out, ensemble, denoisers, facts)  # (7)
     put(out, manifest, key)
     return Fitted(ensemble, denoisers, manifest, measured)
@@ -155,20 +156,22 @@ def _check(profile: Profile, parts: Parts, fpr: float) -> None:
             raise DataError(f"{len(part)} scans for {name} are too few; at least 40 are needed")
 
 
-def _rebuilt(model: bytes, profile: Profile, images: Tensor, device: torch.device) -> tuple[Reference, float]:
-    """The reference, and how far it is from onnxruntime on the first scans."""
-    reference = Reference.from_onnx(model, profile.output.name)
+def _rebuilt(
+    model: bytes, profile: Profile, images: Tensor, device: torch.device
+) -> tuple[ReferenceModel, float | None]:
+    """The reference, and how far it is from its own runtime on the first scans."""
+    reference = rebuilt(model, profile.output.name)
     some = images[:16]
-    difference = conversion_difference(reference, model, some)
+    apart = difference(reference, model, some)
     with torch.no_grad():
         outputs = reference(some)
     spread = max(float(outputs.std()), 1e-3)
-    if not difference <= CONVERSION_TOLERANCE * spread:
+    if apart is not None and not apart <= CONVERSION_TOLERANCE * spread:
         raise ConversionError(
-            f"the rebuilt model differs from onnxruntime by {difference:.3g}, more than {CONVERSION_TOLERANCE:g} of "
+            f"the rebuilt model differs from its own runtime by {apart:.3g}, more than {CONVERSION_TOLERANCE:g} of "
             f"the spread of its outputs ({spread:.3g})"
         )
-    return reference.to(device), difference
+    return reference.to(device), apart
 
 
 def _tails(
@@ -203,7 +206,7 @@ def _promised(
 
 
 def _facts(
-    model: bytes, profile: Profile, parts: Parts, fpr: float, difference: float, measured: Mapping[str, Any]
+    model: bytes, profile: Profile, parts: Parts, fpr: float, apart: float | None, measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The manifest's entries on what was fitted, on what, and what it is worth."""
     return {
@@ -219,6 +222,6 @@ def _facts(
         "fpr": fpr,
         "precision": "float32",
         "gradients": True,
-        "conversion_max_abs_diff": difference,
+        "conversion_max_abs_diff": apart,
         "measured": measured,
     }

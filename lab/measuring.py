@@ -38,7 +38,7 @@ def measure(
         return {}
     probe = ensemble.probe
     unit = probe.span.to_unit(scans.images)
-    device = next(probe.reference.parameters()).device
+    device = probe.device
     report: dict[str, Any] = {"n": len(scans), "accuracy": None, "fpr": {}, "pgd": {}}
     with staged(watch, "measuring", 1 + len(levels)) as done:
         flags, predictions = flagged(ensemble, unit, fpr)
@@ -62,7 +62,7 @@ def measure(
 
 def flagged(ensemble: Ensemble, unit: Tensor, fpr: float) -> tuple[dict[str, Tensor], Tensor]:
     """By detector, and under `ensemble`, which images (N, C, H, W), 0 to 1, it flags; and the model's classes."""
-    device = next(ensemble.probe.reference.parameters()).device
+    device = ensemble.probe.device
     found: dict[str, list[Tensor]] = {}
     predictions = []
     for part in torch.split(unit, BATCH):

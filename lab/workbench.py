@@ -10,8 +10,8 @@ from detectors.denoisers.dncnn import DnCNN
 from detectors.detector import Detector
 from detectors.material import Material
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, harden
+from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, decided, margin, to_logits
-from detectors.models.reference import Reference
 from detectors.models.small import SmallTwin
 from detectors.observation import LEVEL, Span, union
 from detectors.perturb import ascend
@@ -30,7 +30,9 @@ ATTACKED_MAX, ATTACK_ROUNDS = 1500, 3
 class Workbench:
     """Where the parts are made: one device, one seed, one progress display."""
 
-    def __init__(self, reference: Reference, profile: Profile, device: torch.device, seed: int, watch: Watch) -> None:
+    def __init__(
+        self, reference: ReferenceModel, profile: Profile, device: torch.device, seed: int, watch: Watch
+    ) -> None:
         self.reference = reference
         self.device = device
         self.span = span_of(profile)

@@ -18,8 +18,8 @@ from torch.nn import functional
 from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
 from detectors.material import Material
+from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, divergence, pooled, to_logits
-from detectors.models.reference import Reference
 from detectors.models.small import SmallTwin
 from detectors.observation import LEVEL, Needs, Observation, Signal, Span
 from detectors.perturb import ascend
@@ -68,7 +68,9 @@ class TwinDisagreement:
 class CopiedTwin(nn.Module):
     """twinM: the protected model's own architecture and weights, then hardened."""
 
-    def __init__(self, reference: Reference, activation: Activation, span: Span, task: Task = Task.MULTICLASS) -> None:
+    def __init__(
+        self, reference: ReferenceModel, activation: Activation, span: Span, task: Task = Task.MULTICLASS
+    ) -> None:
         super().__init__()
         self.network = copy.deepcopy(reference)
         self._activation, self._span, self._task = activation, span, task

@@ -44,6 +44,7 @@ class Reference(nn.Module):
     is 32-bit. Limits: no control flow, no custom operators, no external data, one image input.
     """
 
+    gradients = True
     input_name: str
     output_name: str
     tap_names: tuple[str, ...]
@@ -114,6 +115,11 @@ class Reference(nn.Module):
             for name in spent:
                 values.pop(name, None)
         return values[self.output_name], kept
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -248,8 +254,7 @@ def conversion_difference(reference: Reference, model: bytes, images: Tensor) ->
     batches = [images] if reference.dynamic_batch else list(torch.split(images, 1))
     expected = [session.run([reference.output_name], {reference.input_name: batch.numpy()})[0] for batch in batches]
     with torch.no_grad():
-        device = next(reference.parameters()).device
-        actual = reference(images.to(device)).cpu()
+        actual = reference(images.to(reference.device)).cpu()
     return float((actual - torch.cat([torch.from_numpy(part) for part in expected])).abs().max())
 
 

@@ -15,7 +15,8 @@ from detectors.errors import ConversionError
 from detectors.models.archive import entries
 from detectors.models.aten import PLACE, Argument, AtenReference, Block, Call, Value, Weight, function_of
 
-_RUNS_ON_OPENING = b"__setstate__"
+_RUNS_UNSEEN = re.compile(rb"__setstate__|__forward_(?:pre_)?hooks__")
+"""Code that is no part of the graph: it would run when the file is opened, or before and after the model."""
 _LEFT_BEHIND = re.compile(r"\.debug_pkl$|^traced_inputs|^extra/")
 
 
@@ -34,32 +35,27 @@ def from_torchscript(model: bytes) -> AtenReference:
     Raises:
         ConversionError: not such a file, or one with loops, custom operators or operators that do more than compute.
     """
-    module = opened(model)  # (1), (2)
-    with torch.no_grad():
-        _check(module.inlined_graph, loops=True)  # (3): folding may unroll them
-        # weights become constants of the graph, and what depends on them alone is computed
-        frozen = torch.jit.freeze(module, optimize_numerics=False)
-        _check(frozen.graph)
-        images = [value.debugName() for value in frozen.graph.inputs()][1:]  # the first is the module itself
-        if len(images) != 1:
-            raise ConversionError(f"the model takes {len(images)} inputs; one image input is supported")
-        reading = _Reading()
-        block = reading.block(frozen.graph)  # (4)
-        return AtenReference(block, reading.weights, images[0])
+    graph = opened(model).graph  # (1) to (3)
+    images = [value.debugName() for value in graph.inputs()][1:]  # the first is the module itself
+    if len(images) != 1:
+        raise ConversionError(f"the model takes {len(images)} inputs; one image input is supported")
+    reading = _Reading()
+    block = reading.block(graph)  # (4)
+    return AtenReference(block, reading.weights, images[0])
 
 
 def opened(model: bytes) -> torch.jit.ScriptModule:
-    """The module of a file, with nothing run; its graph is not checked.
+    """The module of a file, checked and frozen: its weights are constants, and what depends on them alone is computed.
 
     Raises:
-        ConversionError: not a TorchScript file, or one with code that would run on opening.
+        ConversionError: as `from_torchscript`.
     """
     files = entries(model)
     if "data.pkl" not in files or not any(name.startswith("code/") for name in files):
         raise ConversionError("the archive holds no TorchScript module")
     for name, content in files.items():
-        if name.startswith("code/") and name.endswith(".py") and _RUNS_ON_OPENING in content:
-            raise ConversionError("code of the model would run on opening: refused")
+        if name.startswith("code/") and name.endswith(".py") and _RUNS_UNSEEN.search(content):
+            raise ConversionError("the model has code outside its graph, which is refused")
     again = io.BytesIO()
     with zipfile.ZipFile(again, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
@@ -67,11 +63,15 @@ def opened(model: bytes) -> torch.jit.ScriptModule:
                 archive.writestr(f"model/{name}", content)
     again.seek(0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # that TorchScript is in maintenance is no news to who has such a file
             module: torch.jit.ScriptModule = torch.jit.load(again, map_location="cpu")  # type: ignore[no-untyped-call]
-            return module.eval()
-    except (RuntimeError, ValueError, TypeError) as error:
+            _check(module.inlined_graph, loops=True)  # (3): folding may unroll them
+            frozen = torch.jit.freeze(module.eval(), optimize_numerics=False)
+            _check(frozen.graph)
+            checked: torch.jit.ScriptModule = frozen
+            return checked
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ConversionError("the bytes are not a TorchScript module") from error
 
 
