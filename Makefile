@@ -62,8 +62,8 @@ demo: install ## Start a gateway on this machine and show it at work
 test: install system $(PEERS)/tritonclient/.installed ## Run every test
 	@$(BIN)/python -m pytest
 
-test-peers: install $(PEERS)/mlserver/.installed $(PEERS)/pytriton/.installed ## Run the tests against real model servers
-	@$(BIN)/python -m pytest tests/e2e -m peers
+test-peers: install $(PEERS)/mlserver/.installed $(PEERS)/pytriton/.installed $(PEERS)/attacks/.installed ## Run the tests beside model servers and attack libraries
+	@$(BIN)/python -m pytest tests/e2e tests/lab -m peers
 
 lint: install ## Check format, style, types, imports, interface definitions
 	@$(BIN)/ruff format --check .

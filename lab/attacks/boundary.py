@@ -73,11 +73,23 @@ class Nearest:
         return Found(self.images, torch.where(self.distance <= radius + _SLACK, self.margin, torch.inf))
 
 
-def bisected(scene: Scene, right: Tensor, wrong: Tensor, steps: int) -> Tensor:
-    """Return points (N, 1, rows, columns) just on the wrong side of the boundary between right and wrong ones."""
-    near, far = torch.zeros(len(right), device=right.device), torch.ones(len(right), device=right.device)
+def bisected(scene: Scene, wrong: Tensor, steps: int) -> Tensor:
+    """Return points (N, 1, rows, columns) just on the wrong side of the boundary, on the way from the clean images.
+
+    The way is a straight line for L2; for L-infinity, the largest change that is let through shrinks.
+    """
+    near, far = torch.zeros(len(wrong), device=wrong.device), torch.ones(len(wrong), device=wrong.device)
     for _ in range(steps):
         middle = (near + far) / 2
-        misread = scene.margin(torch.lerp(right, wrong, middle.view(-1, 1, 1, 1))) < 0
+        misread = scene.margin(towards(scene, wrong, middle)) < 0
         near, far = torch.where(misread, near, middle), torch.where(misread, middle, far)
-    return torch.lerp(right, wrong, far.view(-1, 1, 1, 1))
+    return towards(scene, wrong, far)
+
+
+def towards(scene: Scene, wrong: Tensor, share: Tensor) -> Tensor:
+    """Return the points that have come a share (N,) of the distance from the clean images to wrong ones."""
+    away, wide = wrong - scene.clean, share.view(-1, 1, 1, 1)
+    if scene.norm == "l2":
+        return scene.clean + wide * away
+    most = wide * away.abs().amax(dim=(1, 2, 3), keepdim=True)
+    return scene.clean + away.clamp(-most, most)

@@ -38,7 +38,7 @@ class CarliniWagner(Method):
     searches: int = 5
     rate: float = 0.01
     confidence: float = 0.0
-    weight: float = 1.0
+    weight: float = 0.1
     """Of the hinge, in the first round."""
 
     def _search(self, scene: Scene, _start: int, _draws: torch.Generator) -> Found:

@@ -42,10 +42,12 @@ class FAB(Method):
 
     def _search(self, scene: Scene, start: int, draws: torch.Generator) -> Found:
         radius, nearest = scene.radius, Nearest(scene)
-        x = scene.clean if start == 0 or math.isinf(radius) else scene.anywhere(draws)
-        free = replace(scene, radius=math.inf)
+        free, first = replace(scene, radius=math.inf), start == 0
         if isinstance(scene.target.task, Multiclass):
             free = free.aiming_at_rank(start)
+            with torch.no_grad():
+                first = start < min(self.targets, free.logits(free.clean[:1]).shape[1] - 1)
+        x = scene.clean if first or math.isinf(radius) else scene.anywhere(draws)
         for _ in range(self.steps):
             normal, lead, margin = free.gradient(x, "margin")
             nearest.keep(free, x, margin)

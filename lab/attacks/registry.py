@@ -7,23 +7,31 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from lab.attacks.apgd import APGD
+from lab.attacks.asma import ASMA, Deformation
 from lab.attacks.attack import Attack
 from lab.attacks.autoattack import AutoAttack
 from lab.attacks.carlini_wagner import CarliniWagner
 from lab.attacks.deepfool import DeepFool
 from lab.attacks.fab import FAB
+from lab.attacks.features import AttentionAttack, FeatureHiding
 from lab.attacks.fgsm import FGSM
+from lab.attacks.generative import GAP, AdvGAN
+from lab.attacks.hopskipjump import HopSkipJump
+from lab.attacks.lesion import LesionTampering
 from lab.attacks.low_frequency import LowFrequencyPGD
 from lab.attacks.multiplied import AdversarialSpeckle, BiasField, Speckle
 from lab.attacks.patch import Patch
 from lab.attacks.pgd import BIM, PGD
+from lab.attacks.simulated import NES, ZOO, GradientSimulation
 from lab.attacks.square import Square
 from lab.attacks.transfer import Transfer
 from lab.attacks.universal import UniversalPerturbation
 
 _MADE: tuple[Any, ...] = (
     FGSM, BIM, PGD, APGD, FAB, Square, AutoAttack, CarliniWagner, DeepFool,
+    HopSkipJump, NES, ZOO, GradientSimulation,
     LowFrequencyPGD, Transfer, BiasField, Patch, UniversalPerturbation, Speckle, AdversarialSpeckle,
+    GAP, AdvGAN, FeatureHiding, AttentionAttack, ASMA, Deformation, LesionTampering,
 )  # fmt: skip
 
 ATTACKS: dict[str, Callable[..., Attack]] = {made.name: made for made in _MADE}

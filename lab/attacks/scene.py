@@ -103,8 +103,12 @@ class Scene:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return what the model says of points (N, 1, rows, columns) as they would be stored; with a gradient."""
+        return self.target.logits(self.shown(x))
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return `stored`, with the gradient of points as they are."""
         values = self.target.low + x * self.target.unit
-        return self.target.logits(values + (self.stored(x) - values).detach())
+        return values + (self.stored(x) - values).detach()
 
     def stored(self, x: Tensor) -> Tensor:
         """Return the stored values nearest to points, within range and ball: whole numbers."""

@@ -14,11 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gateway.pixels.imaging import Rendering
 from gateway.profile import Profile
 from lab import attacks
 from lab.attacks.attack import Attack, Target
+from lab.attacks.features import Cluster
 from lab.attacks.pgd import PGD
 from lab.attacks.registry import ATTACKS
 
@@ -40,10 +42,26 @@ center = -600.0
 width = 1500.0
 """
 )
-SHORT: dict[str, Any] = {"steps": 2, "queries": 6, "epochs": 1, "searches": 2, "restarts": 1, "targets": 2}
+SHORT: dict[str, Any] = {
+    "steps": 2,
+    "queries": 6,
+    "epochs": 1,
+    "searches": 2,
+    "restarts": 1,
+    "targets": 2,
+    "probes": 4,
+    "tries": 3,
+    "cells": 4,
+    "halvings": 3,
+    "width": 2,
+}
 GAIN, STRENGTH, SHARE = 1.2, 0.1, 0.02
-BOUNDED_OTHERWISE = {"bias-field", "patch", "speckle", "adversarial-speckle"}
+BOUNDED_OTHERWISE = {"bias-field", "patch", "speckle", "adversarial-speckle", "deformation", "lesion-tampering"}
 """Their budgets are no ball of grey levels; each has a test of its own below."""
+
+OF_CLASSES = [name for name in attacks.names() if name != "asma"]
+"""Attacks on a model that names a class; ASMA is for masks alone."""
+IN_L2 = {"cw", "asma"}
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -54,7 +72,23 @@ def network(seed: int = 0) -> nn.Module:
         return nn.Sequential(body, nn.Linear(256, 3)).requires_grad_(requires_grad=False)
 
 
+CLASSIFIER = network()
+
+
+def inside(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The classifier with its last features."""
+    deep = CLASSIFIER[0][:-1](x)  # type: ignore[index]
+    return CLASSIFIER[1](deep.flatten(1)), {"deep": deep}  # type: ignore[index]
+
+
+def clusters() -> dict[str, Cluster]:
+    draws = torch.Generator().manual_seed(0)
+    return {"deep": Cluster(torch.rand(3, 2, 16, generator=draws), torch.full((3, 2, 16), 0.1))}
+
+
 NEEDED: dict[str, Callable[[float], dict[str, Any]]] = {
+    "feature-hiding": lambda eps: {"eps": eps, "features": inside, "clusters": clusters(), "steps": 2},
+    "attention": lambda eps: {"eps": eps, "features": inside, "layer": "deep", "steps": 2},
     "transfer": lambda eps: {"attack": PGD(eps=eps, steps=2), "surrogate": network(1), "origin": "another start"},
 }
 """What attacks that need more than a budget are made with."""
@@ -70,7 +104,7 @@ def short(name: str, eps: float, **options: object) -> Attack:
 
 
 def target_of(stored: tuple[int, int], slope: float) -> Target:
-    return Target.of_dicom(network(), Rendering(stored=stored, slope=slope, intercept=-1024.0, modality="CT"), PROFILE)
+    return Target.of_dicom(CLASSIFIER, Rendering(stored=stored, slope=slope, intercept=-1024.0, modality="CT"), PROFILE)
 
 
 def scans(target: Target, seed: int) -> Tensor:
@@ -81,7 +115,7 @@ def scans(target: Target, seed: int) -> Tensor:
     return images
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("name", OF_CLASSES)
 @settings(max_examples=6, deadline=None)
 @given(
     eps=st.floats(0.5, 16),
@@ -111,13 +145,13 @@ def test_no_budget_is_ever_exceeded(name: str, eps: float, slope: float, stored:
     if name in BOUNDED_OTHERWISE:
         return
     change = (found.images - images) / target.level
-    if getattr(attack, "norm", "l2" if name == "cw" else "linf") == "l2":
+    if getattr(attack, "norm", "l2" if name in IN_L2 else "linf") == "l2":
         assert float(change.square().mean(dim=(1, 2, 3)).sqrt().max()) <= eps * (1 + 1e-5)
     else:
         assert float(change.abs().max()) <= eps + 1e-4
 
 
-@pytest.mark.parametrize("name", ["pgd", "bim", "apgd", "fab", "deepfool", "autoattack"])
+@pytest.mark.parametrize("name", ["pgd", "bim", "apgd", "fab", "deepfool", "autoattack", "hopskipjump"])
 @settings(max_examples=6, deadline=None)
 @given(eps=st.floats(0.3, 8), stored=st.sampled_from([(0, 255), (-2048, 2047)]), seed=st.integers(0, 100))
 def test_no_length_is_ever_exceeded(name: str, eps: float, stored: tuple[int, int], seed: int) -> None:
@@ -174,8 +208,48 @@ def test_a_patch_changes_nothing_but_its_square(seed: int, shared: bool) -> None
             assert int(columns.max() - columns.min()) < side
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 100), eps=st.floats(1, 8))
+def test_a_mask_attack_keeps_its_length(seed: int, eps: float, outlines: Any) -> None:
+    images, labels = outlines.images[:2], outlines.labels[:2]
+    found = short("asma", eps, seed=seed)(outlines.target, images, labels)
+
+    assert float((found.images - images).square().mean(dim=(1, 2, 3)).sqrt().max()) <= eps * (1 + 1e-5)
+    assert torch.equal(found.images, found.images.round())
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 100), pixels=st.sampled_from([0.5, 1.0, 2.5]))
+def test_a_deformation_draws_on_its_neighbourhood_alone(seed: int, pixels: float) -> None:
+    """No value lies outside those that the displacement can reach, times the gain."""
+    target = target_of((0, 4095), 1.0)
+    images = scans(target, seed)
+    labels = target.logits(images).argmax(dim=1)
+    found = short("deformation", math.inf, pixels=pixels, gain=GAIN, seed=seed)(target, images, labels)
+    reach = math.ceil(pixels)
+    wide = functional.pad(images, (reach,) * 4, mode="replicate")
+    most = functional.max_pool2d(wide, 2 * reach + 1, 1)
+    least = -functional.max_pool2d(-wide, 2 * reach + 1, 1)
+
+    assert bool((found.images <= most + (most - target.black).clamp(min=0) * (GAIN - 1) + 1).all())
+    assert bool((found.images >= least - (least - target.black).clamp(min=0) * (1 - 1 / GAIN) - 1).all())
+
+
+@pytest.mark.parametrize("kind", ["insert", "remove"])
+def test_tampering_changes_nothing_but_its_disc(kind: str) -> None:
+    target = target_of((0, 4095), 1.0)
+    images = scans(target, 0)
+    labels = target.logits(images).argmax(dim=1)
+    found = short("lesion-tampering", math.inf, kind=kind, radius=0.15)(target, images, labels)
+
+    for changed in found.images != images:
+        places = changed[0].nonzero().float()
+        if len(places):
+            assert float(torch.cdist(places, places).max()) <= 2 * 0.15 * 28
+
+
 def test_every_attack_is_listed_once_and_says_what_it_needs() -> None:
-    assert len(set(attacks.names())) == len(attacks.names()) >= 16
+    assert len(set(attacks.names())) == len(attacks.names()) >= 27
     with pytest.raises(ValueError, match="no attack is called 'nonsense'"):
         attacks.named("nonsense")
     with pytest.raises(ValueError, match="pgd needs eps"):
@@ -198,7 +272,7 @@ def test_the_representation_is_the_configuration(name: str) -> None:
     assert all(f"{each.name}=" in repr(attack) for each in fields(ATTACKS[name]) if each.repr)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_what_is_done_twice_is_the_same(name: str) -> None:
     """A report can be made again: what is drawn comes from the seed."""
     target = target_of((0, 4095), 1.0)

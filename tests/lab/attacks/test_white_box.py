@@ -216,7 +216,7 @@ def test_the_way_onto_a_plane_is_the_shortest_inside_the_range(norm: Any) -> Non
 def test_bisection_stops_just_behind_the_boundary() -> None:
     target, image, label, weights = plane(0.5, levels=65535)
     scene = Scene.of(target, image, label, eps=math.inf, norm="l2")
-    point = bisected(scene, scene.clean, scene.clean + weights, 12)
+    point = bisected(scene, scene.clean + weights, 12)
 
     assert float((point - scene.clean).norm()) == pytest.approx(0.5, abs=1e-3)
     assert float(scene.margin(point)) < 0
