@@ -11,6 +11,7 @@ import structlog
 
 from gateway.audit.log import AuditLog
 from gateway.audit.record import Agreed, Confirmed, Expired, Released, Shown
+from gateway.callers.persons import Persons
 from gateway.case import Case
 from gateway.documents import examination_sha256
 from gateway.errors import GatewayError, ScanError, Settled
@@ -35,7 +36,7 @@ class Person:
     """Who acts, and with what words."""
 
     name: str
-    """`Source.identity` of the caller: two of them are two people."""
+    """`Source.identity` of the caller; `Persons` says which of them are one person."""
     reason: str
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class Review:
         self,
         settings: ReviewConfig | None,
         *,
+        persons: Persons,
         quarantine: Quarantine,
         ledger: Ledger,
         audit: AuditLog,
@@ -58,6 +60,7 @@ class Review:
     ) -> None:
         """`settings`: None where the configuration has no [review]: then nothing is released and nothing expires."""
         self._settings = settings
+        self._persons = persons
         self._quarantine = quarantine
         self._ledger = ledger
         self._audit = audit
@@ -123,11 +126,13 @@ class Review:
         A scan that is released already keeps those who released it: only its answer is missing.
 
         Raises:
-            Settled: the same caller agreed already, and another is needed.
+            Settled: the same person agreed already, and another is needed; or nobody knows who the caller is.
         """
         acts = held.acts
         if held.state is State.HELD:
-            if any(act.by == person.name for act in acts):
+            who = self._persons.who(person.name)
+            acts = tuple(act for act in acts if self._persons.knows(act.by))  # else it may be the same one
+            if any(self._persons.who(act.by) == who for act in acts):
                 raise Settled("you agreed to this release already; now another reviewer must")
             acts = (*acts, self._act(person))
             if self._settings is not None and self._settings.four_eyes and len(acts) < 2:

@@ -16,6 +16,7 @@ from gateway.app.trusted import Trusted
 from gateway.audit.anchors import Anchoring
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_sink
+from gateway.callers.persons import Persons
 from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Digests
@@ -29,7 +30,7 @@ from gateway.policy import ServicePolicy, effective
 from gateway.protected import ProtectedModel
 from gateway.receipt import Notary
 from gateway.receivers.gate import Gate
-from gateway.receivers.tls import ServerCertificate
+from gateway.receivers.tls import socket_handshakes
 from gateway.review import Review
 from gateway.routing import Routing
 from gateway.service import ProtectionService, Route
@@ -73,6 +74,7 @@ class Plan:
     config: Config
     keys: Keys
     gate: Gate
+    persons: Persons
     models: Mapping[str, ProtectedModel]
     trusts: Mapping[str, Trusted]
     calibrated: Mapping[str, Calibrated]
@@ -87,9 +89,10 @@ class Plan:
         """
         gather = _Gather()
         keys = gather(lambda: Keys.load(config.keys))
-        if (tls := config.receivers.grpc.tls) is not None:
-            gather(lambda: ServerCertificate(tls))
+        for where, tls in config.tls_tables():
+            gather(partial(socket_handshakes, where, tls))
         gate = gather(lambda: Gate(config.sources, config.oidc))
+        persons = gather(lambda: Persons.of(config))
         models = {name: gather(partial(_model, config, name)) for name in config.models}
         trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}
         between = config.drift.patients_between_false_alarms
@@ -103,10 +106,12 @@ class Plan:
         gather.finish()
         assert keys is not None
         assert gate is not None
+        assert persons is not None
         return cls(
             config,
             keys,
             gate,
+            persons,
             {name: model for name, model in models.items() if model is not None},
             {name: trust for name, trust in trusts.items() if trust is not None},
             {name: each for name, each in calibrated.items() if each is not None},
@@ -286,6 +291,7 @@ def build_service(
         quarantine=records.quarantine,
         review=Review(
             plan.config.review,
+            persons=plan.persons,
             quarantine=records.quarantine,
             ledger=records.ledger,
             audit=records.audit,

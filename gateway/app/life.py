@@ -32,6 +32,7 @@ from gateway.pixels.decode import Decompressor
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.receivers.gate import Gate, KeyWatch
 from gateway.receivers.grpc_server import GrpcReceiver
+from gateway.receivers.scraping import MetricsDoor
 from gateway.service import ProtectionService
 from gateway.settings.config import Config
 from gateway.telemetry import logs
@@ -96,7 +97,7 @@ class App:
             self._serve(plan, records, decompressor)  # (3) (4)
             self._service().review.resume()
             closing.enter_context(exporting(plan.config.traces))
-            metrics_address = closing.enter_context(_serving(records.metrics, plan.config.metrics.address))
+            metrics = closing.enter_context(MetricsDoor(plan.config.metrics, records.metrics.registry))
             grpc = plan.config.receivers.grpc
             closing.enter_context(KeyWatch(self._gate))
             receiver = GrpcReceiver(
@@ -108,7 +109,7 @@ class App:
                 closing.callback(destination.close, grpc.drain_s_max)
             dimse = open_dicom_door(self._plan, records, self._service, closing)
             http = open_web_door(plan, records, self._service, self._gate, closing)
-            addresses = {"grpc": receiver.start(), "http": http, "dimse": dimse, "metrics": metrics_address}  # (5)
+            addresses = {"grpc": receiver.start(), "http": http, "dimse": dimse, "metrics": metrics.address}  # (5)
             receiver.ready(True)
             records.metrics.ready(True)
             closing.enter_context(Expiry(lambda: self._service().review))
@@ -266,13 +267,3 @@ def check(config: Config) -> None:
 
 def _say_age(metrics: Metrics, plan: Plan) -> None:
     metrics.revocation({name: trusted.updated for name, trusted in plan.trusts.items()})
-
-
-@contextmanager
-def _serving(metrics: Metrics, address: str) -> Iterator[str]:
-    server, port = metrics.serve(address)
-    try:
-        yield f"{address.rpartition(':')[0]}:{port}"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -12,7 +12,7 @@ import numpy as np
 
 from gateway.cli import CannotRun
 from gateway.cli.material import load_trust, moment, trust_options
-from gateway.cli.signer import open_signer, signer_options, write_whole
+from gateway.cli.signer import open_signer, refuse_to_replace, signer_options, write_whole
 from gateway.cli.timestamping import HttpAuthority
 from gateway.pixels.decode import decode
 from gateway.pixels.decompressor import DisposableDecoder
@@ -41,7 +41,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.pass_context
 def resign(
     ctx: click.Context, /, *, transcoded: Path, out: Path, original: Path, mac: str, tsa: str | None, as_json: bool,
-    **given: Any,
+    force: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Sign the DICOM file TRANSCODED, made from a signed original without loss, and write it to OUT.
 
@@ -50,6 +50,7 @@ def resign(
 
     Exit 0: signed; 1: the original cannot be believed, or the copy is not the same; 2: cannot run.
     """
+    refuse_to_replace(out, force=force)
     try:
         trust = load_trust(given)
         with ExitStack() as stack:
@@ -73,7 +74,7 @@ def resign(
         raise CannotRun(f"{transcoded}: {error}") from error
     except (DicomError, TrustError, UnexaminableError) as error:
         raise CannotRun(str(error)) from error
-    write_whole(out, signed)
+    write_whole(out, signed, force=force)
     if as_json:
         click.echo(json.dumps({"signed": True, "reason": "ok", "detail": "", "covers": list(verified.covers)}))
     click.echo(f"{out}: signed anew what {verified.signer} had signed", err=True)

@@ -13,7 +13,7 @@ import click
 
 from gateway.cli import CannotRun
 from gateway.cli.material import load_trust, moment, trust_options
-from gateway.cli.signer import open_signer, signer_options, write_whole
+from gateway.cli.signer import open_signer, refuse_to_replace, signer_options, write_whole
 from signing import DicomError, EnvelopeError, Outcome, SignatureError, SignError, TrustError
 from signing.envelope import ENVELOPE_BYTES_MAX
 from signing.files import expand
@@ -32,8 +32,9 @@ def series() -> None:
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @signer_options
-def sign(*, folder: Path, out: Path, **keys: Any) -> None:
+def sign(*, folder: Path, out: Path, force: bool, **keys: Any) -> None:
     """List every object in DIR, which must be those of one series, and write the signed list to OUT."""
+    refuse_to_replace(out, force=force)
     try:
         with ExitStack() as stack:
             signer = open_signer(keys, stack)
@@ -41,7 +42,7 @@ def sign(*, folder: Path, out: Path, **keys: Any) -> None:
             manifest = sign_series(files, signer=signer, chain=signer.chain, at=datetime.now(UTC))
     except (SignError, DicomError) as error:
         raise CannotRun(f"{folder}: {error}") from error
-    write_whole(out, manifest)
+    write_whole(out, manifest, force=force)
     click.echo(f"{out}: {len(files)} objects listed", err=True)
 
 

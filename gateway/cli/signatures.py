@@ -16,7 +16,7 @@ import click
 from gateway.cli import CannotRun
 from gateway.cli.document import GrowingDocument
 from gateway.cli.material import load_trust, moment, trust_options
-from gateway.cli.signer import PROFILES, open_signer, signer_options, write_whole
+from gateway.cli.signer import PROFILES, open_signer, refuse_to_replace, signer_options, write_whole
 from gateway.cli.timestamping import HttpAuthority
 from signing import DicomError, FileVerdict, Outcome, SignError, SigningError, TrustError
 from signing import sign as sign_object
@@ -36,8 +36,9 @@ _FEW_FILES = 3
 @click.option("--tags", default="", metavar="KEYWORD,…", help="Attributes to cover beside those of the profile.")
 @click.option("--mac", type=click.Choice(["sha256", "sha384", "sha512"]), default="sha256", show_default=True)
 @click.option("--tsa", metavar="URL", help="RFC 3161 time-stamping authority.")
-def sign(*, in_: Path, out: Path, profile: str, tags: str, mac: str, tsa: str | None, **keys: Any) -> None:
+def sign(*, in_: Path, out: Path, profile: str, tags: str, mac: str, tsa: str | None, force: bool, **keys: Any) -> None:
     """Add a digital signature to the DICOM file IN and write it to OUT; every other byte stays as it was."""
+    refuse_to_replace(out, force=force)
     try:
         with ExitStack() as stack:
             signed = sign_object(
@@ -51,7 +52,7 @@ def sign(*, in_: Path, out: Path, profile: str, tags: str, mac: str, tsa: str | 
             )
     except (SignError, DicomError) as error:
         raise CannotRun(f"{in_}: {error}") from error
-    write_whole(out, signed)
+    write_whole(out, signed, force=force)
     click.echo(f"{out}: signed", err=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from gateway.cli import CannotRun
 from signing import FileSigner
 from signing.signers import Pkcs11Signer
 
@@ -24,6 +25,7 @@ _OPTIONS = (
     click.option("--cert", required=True, type=_FILE, help="The key's certificate, PEM."),
     click.option("--chain", type=_FILE, help="Certificates of its issuers, PEM: checked; a series "
                  "manifest carries them, a DICOM signature has no room for them."),
+    click.option("--force", is_flag=True, help="Replace OUT where it is there already."),
 )  # fmt: skip
 
 
@@ -54,8 +56,22 @@ def open_signer(given: dict[str, Any], stack: ExitStack) -> FileSigner | Pkcs11S
     return FileSigner.load(key, given["cert"], given["chain"], secret)
 
 
-def write_whole(out: Path, data: bytes) -> None:
-    """Write a file whole or not at all, also where OUT is what was read."""
+def refuse_to_replace(out: Path, *, force: bool) -> None:
+    """Raises `CannotRun` where OUT is there already and may not be replaced; before any work is done for it."""
+    if out.exists() and not force:
+        raise CannotRun(f"{out}: is there already; --force replaces it")
+
+
+def write_whole(out: Path, data: bytes, *, force: bool) -> None:
+    """Write a file whole or not at all, with `force` also where OUT is what was read; raises `CannotRun`."""
     part = out.with_name(f"{out.name}.part")
     part.write_bytes(data)
-    part.replace(out)
+    if force:
+        part.replace(out)
+        return
+    try:
+        out.hardlink_to(part)  # in one step, and never over a file that came meanwhile
+    except FileExistsError:
+        refuse_to_replace(out, force=False)
+    finally:
+        part.unlink()

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 import socket
-import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from gateway.receivers.roles import Role
 from gateway.receivers.status import status_of
 from gateway.receivers.stow_body import Receive, Waste, events
 from gateway.receivers.stow_response import JSON, XML, Stored, body, problem, status
+from gateway.receivers.tls import FreshContext, socket_handshakes
 from gateway.scan import ANONYMOUS, Scan
 from gateway.service import ProtectionService
 from gateway.settings.doors import StowConfig
@@ -128,7 +128,10 @@ class StowReceiver:
         try:
             listener = socket.create_server((host.strip("[]"), int(port)), backlog=_BACKLOG)
             self._server.config.load()
-        except (OSError, ssl.SSLError) as error:
+            if self._config.tls is not None:
+                handshakes = socket_handshakes("receivers.stow.tls", self._config.tls)
+                self._server.config.ssl = FreshContext.of(handshakes)
+        except OSError as error:
             raise ConfigError(
                 [f"receivers.stow: {self._config.address} cannot be listened on ({type(error).__name__})"]
             ) from None
@@ -285,7 +288,6 @@ class _Protocol(H11Protocol):
 
 def _settings(config: StowConfig, app: StowReceiver) -> uvicorn.Config:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    tls = config.tls
     return uvicorn.Config(
         app,
         http=_Protocol,
@@ -299,10 +301,6 @@ def _settings(config: StowConfig, app: StowReceiver) -> uvicorn.Config:
         server_header=False,
         limit_concurrency=config.connections_max,
         timeout_graceful_shutdown=int(config.drain_s_max),
-        ssl_certfile=None if tls is None else tls.certificate,
-        ssl_keyfile=None if tls is None else tls.private_key,
-        ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
-        ssl_cert_reqs=ssl.CERT_REQUIRED if tls is not None and tls.client_ca is not None else ssl.CERT_NONE,
     )
 
 

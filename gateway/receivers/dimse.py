@@ -30,6 +30,7 @@ from gateway.receivers.identity import Credentials
 from gateway.receivers.inbox import Inbox
 from gateway.receivers.nodes import Nodes
 from gateway.receivers.receiver import Inflation, Mismatched, NotPermitted, Refusals, Unauthenticated
+from gateway.receivers.tls import socket_handshakes
 from gateway.receivers.upper_layer import (
     CALLED_AE_UNKNOWN,
     CALLING_AE_UNKNOWN,
@@ -43,7 +44,7 @@ from gateway.receivers.upper_layer import (
     agreed,
 )
 from gateway.scan import ANONYMOUS, Scan, Source
-from gateway.settings.doors import DicomTlsConfig, DimseConfig
+from gateway.settings.doors import DimseConfig
 from gateway.store.spool import Spool, SpoolWriter
 from signing import DicomError, Elements
 from signing.dictionary import SOP_CLASS_UID, SOP_INSTANCE_UID
@@ -94,7 +95,7 @@ class DimseReceiver:
         self._throttle = throttle
         self._refusals = Refusals(refuse)
         self._inflation = Inflation()
-        self._tls = None if config.tls is None else _tls_context(config.tls)
+        self._tls = None if config.tls is None else socket_handshakes("receivers.dimse.tls", config.tls)
         self._lock = threading.Condition()
         self._strangers: Counter[str] = Counter()
         self._open = 0
@@ -172,7 +173,7 @@ class DimseReceiver:
         if self._tls is not None:
             connection.settimeout(self._config.request_s_max)
             try:
-                connection = self._tls.wrap_socket(connection, server_side=True)
+                connection = self._tls.now().wrap_socket(connection, server_side=True)
             except OSError:
                 return
             shown = _shown(connection)
@@ -284,19 +285,6 @@ def _values(elements: Elements, tag: int) -> set[bytes]:
         return {(elements.text(tag) or "").encode()}
     except DicomError:
         return set()
-
-
-def _tls_context(tls: DicomTlsConfig) -> ssl.SSLContext:
-    """Mutual TLS as the BCP 195 profile of PS3.15 B.12 asks for it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(tls.certificate, tls.private_key)
-        context.load_verify_locations(tls.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"receivers.dimse.tls: cannot be used ({type(error).__name__})"]) from None
-    return context
 
 
 def _shown(connection: ssl.SSLSocket) -> Credentials:

@@ -29,7 +29,7 @@ from gateway.receivers.gate import Gate
 from gateway.receivers.receiver import CutOff, Inflation
 from gateway.receivers.reviewing import QUARANTINE, QuarantineServicer
 from gateway.receivers.studies import StudyRoom
-from gateway.receivers.tls import ServerCertificate
+from gateway.receivers.tls import grpc_credentials, grpc_handshakes
 from gateway.receivers.wire import sentence, study_to_wire, to_wire
 from gateway.reply import Reply
 from gateway.scan import Scan
@@ -233,8 +233,10 @@ class GrpcReceiver:
             if self._config.tls is None:
                 port = self._server.add_insecure_port(self._config.address)
             else:
+                handshakes = grpc_handshakes("receivers.grpc.tls", self._config.tls)
+                ask_clients = self._config.tls.client_ca is not None
                 port = self._server.add_secure_port(
-                    self._config.address, ServerCertificate(self._config.tls).credentials()
+                    self._config.address, grpc_credentials(handshakes, ask_clients=ask_clients)
                 )
         except RuntimeError:
             port = 0

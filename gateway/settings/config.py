@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -12,7 +13,7 @@ from gateway.settings.audit import AuditConfig
 from gateway.settings.coherence import mistakes_between_tables
 from gateway.settings.destinations import DestinationConfig
 from gateway.settings.document import read, sentences
-from gateway.settings.doors import MetricsConfig, ReceiversConfig
+from gateway.settings.doors import DicomTlsConfig, MetricsConfig, ReceiversConfig, TlsConfig
 from gateway.settings.fields import Name, Table
 from gateway.settings.limits import LimitsConfig
 from gateway.settings.models import DriftConfig, EngineConfig, ModelConfig
@@ -72,6 +73,14 @@ class Config(Table):
         if problems:
             raise ConfigError(problems)
         return config
+
+    def tls_tables(self) -> Iterator[tuple[str, TlsConfig | DicomTlsConfig]]:
+        """Each door's certificates, with the key of their table."""
+        doors = self.receivers
+        tables = {"receivers.grpc": doors.grpc, "receivers.dimse": doors.dimse, "receivers.stow": doors.stow}
+        for name, table in {**tables, "metrics": self.metrics}.items():
+            if table is not None and table.tls is not None:
+                yield f"{name}.tls", table.tls
 
     def policy_of(self, route: str) -> PolicyConfig:
         """The service policy that holds for a route: its own, else the global one."""

@@ -142,3 +142,16 @@ class MetricsConfig(Table):
     """Prometheus endpoint; it serves figures and health, never patient data."""
 
     address: Address
+    tls: TlsConfig | None = None
+    """With `client_ca`, whoever scrapes must show a certificate."""
+    unsafe_plaintext_metrics: bool = False
+    """Without TLS on an address that others reach: whoever can see or change that traffic sees or changes figures."""
+
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if self.tls is not None and self.unsafe_plaintext_metrics:
+            raise ValueError("needs either a [metrics.tls] table or unsafe_plaintext_metrics = true, not both")
+        if self.tls is None and not self.unsafe_plaintext_metrics and not loopback(self.address):
+            needed = "needs a [metrics.tls] table or unsafe_plaintext_metrics = true"
+            raise ValueError(f"{needed}, because {self.address} is no loopback address")
+        return self

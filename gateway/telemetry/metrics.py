@@ -10,12 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
-from gateway.errors import ConfigError
 from gateway.finding import Finding
 from gateway.verdict import Verdict
 
@@ -250,23 +248,6 @@ class Metrics:
 
     def _age(self, since: float | None) -> float:
         return float("nan") if since is None else max(0.0, self._clock() - since)
-
-    # -- the endpoint --
-
-    def serve(self, address: str) -> tuple[WSGIServer, int]:
-        """Answer Prometheus on `host:port` (port 0: any free one); returns the server and its port.
-
-        Raises:
-            ConfigError: the address is not one, or cannot be listened on.
-        """
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError([f"metrics address {address!r}: must be HOST:PORT"])
-        try:
-            server, _ = start_http_server(int(port), host.strip("[]"), registry=self.registry)
-        except OSError as error:
-            raise ConfigError([f"metrics address {address!r}: {error.strerror or type(error).__name__}"]) from None
-        return server, server.server_port
 
 
 class _Held:

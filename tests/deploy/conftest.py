@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.parse
@@ -20,18 +21,26 @@ from typing import Any
 import pytest
 
 from gateway.client.client import Client, ClientError
-from gateway.testing import GatewayProcess
+from gateway.testing import GatewayProcess, write_certificate
 from lab.demo.rows import ROWS
 from waiting import until
 
 ROOT = Path(__file__).parents[2]
+METRICS_TLS = """
+[metrics.tls]
+certificate = "../monitoring/metrics.pem"
+private_key = "../monitoring/metrics.key"
+client_ca = "../monitoring/ca.pem"
+"""
 
 
 class Prometheus:
     """One server, asked over its HTTP API."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, target: str, monitoring: Path) -> None:
         self.address = address
+        self._target = target
+        self._monitoring = monitoring
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Series of an instant query; each has `metric` and `value`."""
@@ -43,6 +52,13 @@ class Prometheus:
         """Every rule, with its health as of the last evaluation."""
         groups = self._get("rules")["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
+
+    def figures(self) -> str:
+        """What it scrapes, scraped once more with its certificate."""
+        context = ssl.create_default_context(cafile=self._monitoring / "ca.pem")
+        context.load_cert_chain(self._monitoring / "prometheus.pem", self._monitoring / "prometheus.key")
+        with urllib.request.urlopen(f"https://{self._target}/metrics", timeout=20, context=context) as reply:
+            return str(reply.read().decode())
 
     def _get(self, what: str) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://{self.address}/api/v1/{what}", timeout=20) as reply:
@@ -65,7 +81,11 @@ def prometheus(
     configuration = hospital / "scanward.toml"
     # The same scans again are to be examined again, not answered from memory.
     text = configuration.read_text().replace('directory = "data"', 'directory = "observed"\nledger_days_max = 1e-7')
-    configuration.write_text(text)
+    (directory / "monitoring").mkdir()
+    authority = write_certificate(directory / "monitoring", "ca", None)
+    for name in ("metrics", "prometheus"):
+        write_certificate(directory / "monitoring", name, authority)
+    configuration.write_text(text + METRICS_TLS)
     with (
         GatewayProcess(configuration) as gateway,
         scraping(gateway.addresses.metrics, directory) as server,
@@ -113,6 +133,8 @@ def scraping(target: str, directory: Path) -> Iterator[Prometheus]:
     shutil.copy(ROOT / "deploy" / "prometheus" / "scanward.rules.yml", directory)
     configuration = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
     configuration = re.sub(r"_interval: \w+", "_interval: 1s", configuration).replace("gateway:9464", target)
+    configuration = configuration.replace("/etc/prometheus-tls", str(directory / "monitoring"))
+    configuration = configuration.replace("gateway.hospital.example", "127.0.0.1")
     (directory / "prometheus.yml").write_text(configuration)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -124,7 +146,7 @@ def scraping(target: str, directory: Path) -> Iterator[Prometheus]:
     ):
         try:
             until(lambda: answers(address))
-            yield Prometheus(address)
+            yield Prometheus(address, target, directory / "monitoring")
         finally:
             process.terminate()
 

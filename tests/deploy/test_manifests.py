@@ -114,6 +114,11 @@ class TestCompose:
     def test_prometheus_scrapes_the_service_and_grafana_asks_prometheus(self) -> None:
         scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
         assert scraped[0]["static_configs"][0]["targets"] == [f"gateway:{METRICS}"]
+        assert scraped[0]["scheme"] == "https"
+        shown = [Path(value) for key, value in scraped[0]["tls_config"].items() if key.endswith("_file")]
+        mounts = [mount.split(":")[1] for mount in self.SERVICES["prometheus"]["volumes"]]
+        assert len(shown) == 3
+        assert all(str(file.parent) in mounts for file in shown)
         provisioning = DEPLOY / "grafana" / "provisioning"
         source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"][0]
         assert source["url"] == "http://prometheus:9090"

@@ -238,7 +238,10 @@ class TestSignAndVerify:
         path, pki = tmp_path / "own.dcm", site.hospital
         path.write_bytes(CT.read_bytes())
         options = ("--key", pki.path("ct.key"), "--cert", pki.path("ct.pem"), "--tags", "PatientID")
-        assert run("sign", path, path, *options).exit_code == 0
+        ended = run("sign", path, path, *options)
+        assert (ended.exit_code, path.read_bytes()) == (2, CT.read_bytes())
+        assert "own.dcm: is there already; --force replaces it" in ended.stderr
+        assert run("sign", path, path, *options, "--force").exit_code == 0
         before, after = read(CT.read_bytes()), read(path.read_bytes())
         assert {element.tag for element in after} - {element.tag for element in before} == {0x4FFE0001, 0xFFFAFFFA}
         assert not list(tmp_path.glob("*.part"))

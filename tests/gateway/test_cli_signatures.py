@@ -157,7 +157,9 @@ class TestResign:
         copy.write_bytes(
             flip_pixel_bit(transcoded("dcmdjpls", source=transcoded("dcmcjpls", source=source)).read_bytes(), 2_000_000)
         )
-        assert run("resign", copy, out, "--original", source, *trust(pki), *key(pki, "mr")).exit_code == 1
+        assert run("resign", copy, out, "--original", source, *trust(pki), *key(pki, "mr")).exit_code == 2
+        forced = (*trust(pki), *key(pki, "mr"), "--force")
+        assert run("resign", copy, out, "--original", source, *forced).exit_code == 1
 
     def test_there_and_back_is_the_first_object_again(
         self, transcoded: Callable[..., Path], signed: Path, pki: Hospital, tmp_path: Path
@@ -242,14 +244,15 @@ class TestSeries:
         assert self.verify(folder, pki) == (2, "unreadable", ["unreadable"])
 
     def test_a_manifest_that_is_not_believed_says_why(self, folder: Path, pki: Hospital) -> None:
-        assert run("series", "sign", folder, folder / "manifest.json", *key(pki, "stranger")).exit_code == 0
+        again = ("series", "sign", folder, folder / "manifest.json", *key(pki, "stranger"))
+        assert (run(*again).exit_code, run(*again, "--force").exit_code) == (2, 0)
         assert self.verify(folder, pki) == (1, "manifest_untrusted", [])
         (folder / "manifest.json").write_text("{}")
         assert self.verify(folder, pki) == (2, "manifest_malformed", [])
 
     def test_two_series_cannot_be_listed_as_one(self, folder: Path, pki: Hospital) -> None:
         shutil.copy(MR, folder / "2.dcm")
-        ended = run("series", "sign", folder, folder / "manifest.json", *key(pki, "ct"))
+        ended = run("series", "sign", folder, folder / "manifest.json", *key(pki, "ct"), "--force")
         assert ended.exit_code == 2
 
 

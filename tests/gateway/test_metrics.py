@@ -6,10 +6,9 @@ import math
 import re
 import urllib.request
 
-import pytest
-
-from gateway.errors import ConfigError
 from gateway.finding import Finding, GatewayReason, Outcome
+from gateway.receivers.scraping import MetricsDoor
+from gateway.settings.doors import MetricsConfig
 from gateway.telemetry.metrics import Metrics
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
@@ -18,13 +17,11 @@ ADMITTED = Verdict(Disposition.ADMIT, (), ("signature.unsigned",))
 
 
 def _scrape(metrics: Metrics) -> dict[str, float]:
-    server, port = metrics.serve("127.0.0.1:0")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-    finally:
-        server.shutdown()
-        server.server_close()
+    with (
+        MetricsDoor(MetricsConfig(address="127.0.0.1:0"), metrics.registry) as door,
+        urllib.request.urlopen(f"http://{door.address}/metrics", timeout=10) as answer,
+    ):
+        text = answer.read().decode()
     samples = re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in samples}
 
@@ -111,19 +108,3 @@ def test_two_instances_share_nothing():
     first, second = _used(), Metrics()
     assert "scanward_audit_records_total" in _scrape(first)
     assert _scrape(second)["scanward_audit_records_total"] == 0
-
-
-@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.1:", ":9090", "127.0.0.1:http", "127.0.0.1:70000"])
-def test_an_address_that_is_none_is_a_configuration_error(address):
-    with pytest.raises(ConfigError, match="metrics address"):
-        Metrics().serve(address)
-
-
-def test_an_address_in_use_is_a_configuration_error():
-    server, port = Metrics().serve("127.0.0.1:0")
-    try:
-        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
-            Metrics().serve(f"127.0.0.1:{port}")
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -18,6 +18,7 @@ from gateway.audit.export import lines
 from gateway.audit.log import AuditLog
 from gateway.audit.sqlite import SqliteReader, SqliteSink
 from gateway.audit.verify import verify
+from gateway.callers.persons import Persons
 from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Case
@@ -134,7 +135,8 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
     with_studies = ServicePolicy(
         SETTINGS.model_copy(update={"study": StudyPolicy(false_discovery_rate=0.05, suspect="quarantine")})
     )
-    review = Review(None, quarantine=quarantine, ledger=ledger, audit=audit, metrics=metrics, clock=lambda: clock[0])
+    stores = {"quarantine": quarantine, "ledger": ledger, "audit": audit, "metrics": metrics}
+    review = Review(None, persons=Persons(), **stores, clock=lambda: clock[0])
     service = ProtectionService(
         {
             "ct": Route("ct", pipeline, policy, model, digests),
@@ -144,12 +146,9 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
             "archive": Route("archive", pipeline, policy, None, digests),
             "empty": Route("empty", Pipeline([], metrics), policy, model, digests),
         },
-        ledger=ledger,
-        audit=audit,
-        quarantine=quarantine,
+        **stores,
         review=review,
         notary=Notary(RECEIPT_KEY),
-        metrics=metrics,
         throttle=Throttle({DEFAULT: WIDE_LIMITS}, threads=8),
         queries=QueryWatch(),
         routing=Routing(()),

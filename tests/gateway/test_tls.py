@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from pydicom.data import get_testdata_file
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification
 
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.errors import ConfigError
-from gateway.receivers.tls import ServerCertificate
+from gateway.receivers.tls import Handshakes, grpc_handshakes
 from gateway.settings.doors import TlsConfig
 from gateway.testing import GatewayProcess, Site, write_secret
 
@@ -124,6 +129,82 @@ def test_certificates_and_authorities_are_taken_while_it_runs(gateway: GatewayPr
         assert answer(gone) is grpc.StatusCode.UNAVAILABLE
 
 
+DOORS = """
+[receivers.dimse]
+address = "127.0.0.1:0"
+routes = { OPEN = "open" }
+[receivers.dimse.tls]
+certificate = "server.pem"
+private_key = "server.key"
+client_ca = "clients.pem"
+[receivers.stow]
+address = "127.0.0.1:0"
+[receivers.stow.tls]
+certificate = "server.pem"
+private_key = "server.key"
+client_ca = "clients.pem"
+"""
+NODE = f"""
+[[sources]]
+name = "ct-1"
+roles = ["submit"]
+tls_san = "{SPIFFE}"
+calling_ae = "CT1"
+enrolled = false
+routes = ["open"]
+"""
+
+
+def client(folder: Path, root: bytes, issued: Issued) -> ssl.SSLContext:
+    """Believes that authority, and shows that certificate."""
+    (folder / "client.pem").write_bytes(issued.certificate + issued.key)
+    context = ssl.create_default_context(cadata=root.decode())
+    context.check_hostname = False
+    context.load_cert_chain(folder / "client.pem")
+    return context
+
+
+def associated(gateway: GatewayProcess, context: ssl.SSLContext) -> Association:
+    assert gateway.addresses.dimse is not None
+    host, _, port = gateway.addresses.dimse.rpartition(":")
+    entity = AE("CT1")
+    entity.add_requested_context(Verification)
+    return entity.associate(host, int(port), ae_title="OPEN", tls_args=(context, None))
+
+
+def stow_answers(gateway: GatewayProcess, context: ssl.SSLContext) -> bool:
+    assert gateway.addresses.http is not None
+    connection = http.client.HTTPSConnection(gateway.addresses.http, timeout=30, context=context)
+    try:
+        connection.request("GET", "/nothing")
+        return connection.getresponse().status == 404
+    except OSError:
+        return False
+
+
+def test_dicom_and_web_doors_take_them_as_well_and_an_open_association_goes_on(folder: Path) -> None:
+    site = Site.make(folder, tables=DOORS)
+    with site.config.open("a") as file:
+        file.write(NODE)
+    with GatewayProcess(site.config) as gateway:
+        old = client(folder, OLD.root, OLD.issue("x", CT_1))
+        kept = associated(gateway, old)
+        assert (kept.is_established, stow_answers(gateway, old)) == (True, True)
+
+        put(folder, NEW.server())
+        (folder / "clients.pem").write_bytes(NEW.root)
+        time.sleep(1.1)  # handshakes look at the files once a second
+        new = client(folder, NEW.root, NEW.issue("x", CT_1))
+        fresh = associated(gateway, new)
+        assert (fresh.is_established, stow_answers(gateway, new)) == (True, True)
+        gone = client(folder, NEW.root, OLD.issue("x", CT_1))  # of an authority that is not believed any more
+        for context in (old, gone):
+            assert (associated(gateway, context).is_established, stow_answers(gateway, context)) == (False, False)
+        assert kept.send_c_echo().Status == 0x0000
+        kept.release()
+        fresh.release()
+
+
 class Clock:
     now = 0.0
 
@@ -138,7 +219,7 @@ def config(folder: Path) -> TlsConfig:
 
 
 def test_half_a_change_changes_nothing_and_the_other_half_is_waited_for(folder: Path) -> None:
-    current, after = ServerCertificate(config(folder), clock=Clock()), NEW.server()
+    current, after = Handshakes("tls", config(folder), lambda pem: pem, clock=Clock()), NEW.server()
     (folder / "server.pem").write_bytes(after.certificate)
     assert current.changed() is None
     put(folder, after)
@@ -158,4 +239,4 @@ def test_half_a_change_changes_nothing_and_the_other_half_is_waited_for(folder: 
 def test_files_that_cannot_serve_are_named(folder: Path, file: str, content: bytes, key: str) -> None:
     (folder / file).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"receivers\.grpc\.tls\.{key}"):
-        ServerCertificate(config(folder))
+        grpc_handshakes("receivers.grpc.tls", config(folder))

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gateway.audit.export import lines
 from gateway.audit.log import AuditLog
 from gateway.audit.sqlite import SqliteReader, SqliteSink
+from gateway.callers.persons import Persons
 from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Case, Image
@@ -127,6 +128,7 @@ class House:
     key: Ed25519PrivateKey
     now: datetime = datetime(2026, 5, 4, tzinfo=UTC)
     service: ProtectionService = None  # type: ignore[assignment]
+    persons: Persons = field(default_factory=Persons)
 
     def open(self, settings: ReviewConfig | None = ONE) -> House:
         """Start, or start again with other settings."""
@@ -144,7 +146,7 @@ class House:
     def serve(self, settings: ReviewConfig | None, digests: Any = None) -> None:
         """Serve by other settings, as after a reload."""
         stores = {"quarantine": self.quarantine, "ledger": self.ledger, "audit": self.audit, "metrics": self.metrics}
-        self.review = Review(settings, **stores, clock=lambda: self.now)
+        self.review = Review(settings, persons=self.persons, **stores, clock=lambda: self.now)
         pipeline = Pipeline([FirstByte(), Suspicious()], self.metrics)
         upstreams = {"ct": self.model, "archive": None}
         routes = {

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway import documents
+from gateway.callers.persons import Persons
 from gateway.errors import AuditError, GatewayError, NotHeld, Overloaded, ScanError, Settled, UpstreamError
 from gateway.receipt import verify_receipt
 from gateway.reply import Prediction
@@ -191,6 +192,26 @@ class TestFourEyes:
         house.serve(TWO_EYES, replace(digests, policy="99" * 32))
         house.hold()
         assert house.release(identity, BEN).state is State.HELD
+
+    def test_two_credentials_of_one_person_are_not_two_people(self, house):
+        house.persons = Persons({"ann": "ann", "hospital/ann@x": "ann", "hospital/ben@x": "ben"}, complete=True)
+        house.serve(TWO_EYES)
+        identity = house.hold()
+        house.release(identity)
+        with pytest.raises(Settled, match="another reviewer"):
+            house.release(identity, replace(ANN, name="hospital/ann@x"))
+        with pytest.raises(Settled, match=r"no \[\[review.persons\]\]"):
+            house.release(identity, replace(ANN, name="hospital/carl@x"))
+        assert house.kinds()[2:] == ["agreed"]
+        assert house.release(identity, replace(BEN, name="hospital/ben@x")).state is State.RELEASED
+
+    def test_who_is_no_person_any_more_has_not_agreed(self, house):
+        identity = house.hold()
+        house.release(identity)
+        house.persons = Persons({"ben": "ben", "carl": "carl"}, complete=True)
+        house.serve(TWO_EYES)
+        assert house.release(identity, BEN).state is State.HELD
+        assert house.release(identity, replace(BEN, name="carl")).reply.verdict.released_by == ("ben", "carl")
 
     def test_a_confirmation_needs_one(self, house):
         assert house.review.confirm(house.hold(), ANN).state is State.CONFIRMED

@@ -29,6 +29,7 @@ _SCRIPT = """
     from gateway.telemetry.metrics import Metrics
     from gateway.pipeline import Pipeline
     from gateway.policy import ServicePolicy
+    from gateway.callers.persons import Persons
     from gateway.callers.queries import QueryWatch
     from gateway.receipt import Notary
     from gateway.reply import Prediction
@@ -79,7 +80,7 @@ _SCRIPT = """
                                          metrics=metrics)
             stores = dict(quarantine=self.quarantine, ledger=self.ledger, audit=self.audit, metrics=metrics)
             settings = ReviewConfig(four_eyes=False, decided_days_max=1.0, unsafe_undecided_days_max=1.0)
-            self.review = Review(settings, **stores, clock=clock)
+            self.review = Review(settings, persons=Persons(), **stores, clock=clock)
             route = Route("ct", Pipeline([Unsigned()], metrics), ServicePolicy(POLICY), Model(),
                           Digests("", "", "", "", ""))
             self.service = ProtectionService({"ct": route}, **stores, review=self.review, notary=Notary(KEY),
