@@ -1,22 +1,20 @@
-"""Builds what serves from what is configured; whatever can be wrong is found here, before a call is taken."""
+"""Opens what outlives a reload, and builds the service from what was planned."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Self, TypeVar
+from typing import Self
 
 from gateway import documents
-from gateway.app.keys import Keys
-from gateway.app.trusted import Trusted
+from gateway.app.plan import Plan
 from gateway.audit.anchors import Anchoring
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_sink
-from gateway.callers.persons import Persons
 from gateway.callers.queries import QueryWatch
 from gateway.callers.throttle import Throttle
 from gateway.case import Digests
@@ -27,14 +25,10 @@ from gateway.heat_maps import Easel, HeatMaps, Wanted
 from gateway.pipeline import Pipeline
 from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy, effective
-from gateway.protected import ProtectedModel
 from gateway.receipt import Notary
-from gateway.receivers.gate import Gate
-from gateway.receivers.tls import socket_handshakes
 from gateway.review import Review
 from gateway.routing import Routing
 from gateway.service import ProtectionService, Route
-from gateway.settings.config import Config
 from gateway.settings.policy import PolicyConfig
 from gateway.settings.traces import TracesConfig
 from gateway.stages.denoising import DenoisingStage
@@ -44,7 +38,7 @@ from gateway.stages.signature import SignatureStage
 from gateway.stages.stage import Stage
 from gateway.stages.tensor import BareTensorStage, TensorImageStage
 from gateway.store.custody import Custody
-from gateway.store.drift import Calibrated, DriftWatch
+from gateway.store.drift import DriftWatch
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.store.replay import ReplayLedger
@@ -63,59 +57,6 @@ CUSTODY_OBJECTS_MAX = 1_000_000
 """Objects that one queue on disk may hold: what it keeps in memory about each is some hundred bytes."""
 
 _SECONDS_A_DAY = 86_400.0
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A configuration with everything it names read and checked; nothing is started and nothing written."""
-
-    config: Config
-    keys: Keys
-    gate: Gate
-    persons: Persons
-    models: Mapping[str, ProtectedModel]
-    trusts: Mapping[str, Trusted]
-    calibrated: Mapping[str, Calibrated]
-    """By model: what drift is measured against."""
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """Read all that the configuration names.
-
-        Raises:
-            ConfigError: names each mistake by its key, as far as one does not hide another.
-        """
-        gather = _Gather()
-        keys = gather(lambda: Keys.load(config.keys))
-        for where, tls in config.tls_tables():
-            gather(partial(socket_handshakes, where, tls))
-        gate = gather(lambda: Gate(config.sources, config.oidc))
-        persons = gather(lambda: Persons.of(config))
-        models = {name: gather(partial(_model, config, name)) for name in config.models}
-        trusts = {name: gather(partial(Trusted.load, name, trust)) for name, trust in config.trust.policies.items()}
-        between = config.drift.patients_between_false_alarms
-        calibrated = {
-            name: gather(partial(Calibrated.of, model, between)) for name, model in models.items() if model is not None
-        }
-        for name, route in config.routes.items():
-            if route.model is not None and (model := models[route.model]) is not None:
-                where = f"routes.{name}.policy" if route.policy is not None else "policy"
-                gather(partial(model.require_fit_for, config.policy_of(name), where))
-        gather.finish()
-        assert keys is not None
-        assert gate is not None
-        assert persons is not None
-        return cls(
-            config,
-            keys,
-            gate,
-            persons,
-            {name: model for name, model in models.items() if model is not None},
-            {name: trust for name, trust in trusts.items() if trust is not None},
-            {name: each for name, each in calibrated.items() if each is not None},
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,29 +319,3 @@ def _digests_of(plan: Plan, route: str, policy: PolicyConfig) -> Digests:
         policy=hashlib.sha256(documents.canonical(decides)).hexdigest(),
         trust=plan.trusts[configured.trust].sha256,
     )
-
-
-def _model(config: Config, name: str) -> ProtectedModel:
-    if config.trust.artefacts is None:
-        raise ConfigError(["trust.artefacts: required, because there are models"])
-    model = ProtectedModel.load(name, config.models[name], config.trust.artefacts)
-    model.require_seed(config.keys)
-    return model
-
-
-class _Gather:
-    """Runs several loads and keeps what each of them finds wrong, so that one run names it all."""
-
-    def __init__(self) -> None:
-        self._problems: list[str] = []
-
-    def __call__(self, load: Callable[[], T]) -> T | None:
-        try:
-            return load()
-        except ConfigError as error:
-            self._problems += error.problems
-            return None
-
-    def finish(self) -> None:
-        if self._problems:
-            raise ConfigError(list(dict.fromkeys(self._problems)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from gateway.app.assembly import Plan, Records
+from gateway.app.assembly import Records
+from gateway.app.plan import Plan
 from gateway.receivers.dicomweb import StowReceiver
 from gateway.receivers.dimse import RECEIVER as DIMSE
 from gateway.receivers.dimse import DimseReceiver

@@ -19,8 +19,9 @@ import structlog
 
 from gateway import durable
 from gateway.app import service_manager
-from gateway.app.assembly import Plan, Records, build_service, exporting, start_engine
+from gateway.app.assembly import Records, build_service, exporting, start_engine
 from gateway.app.doors import open_dicom_door, open_web_door
+from gateway.app.plan import Plan
 from gateway.app.preconditions import DISTRIBUTION, allow_descriptors, refuse_foreign_owners
 from gateway.app.trusted import revocation_files
 from gateway.app.watches import Draughtsman, Expiry, MaterialWatch

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from gateway.app.assembly import Plan
+from gateway.app.plan import Plan
 from gateway.app.trusted import revocation_files
 from gateway.heat_maps import HeatMaps, Wanted
 from gateway.review import Review

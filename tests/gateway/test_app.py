@@ -21,7 +21,8 @@ from pydicom.data import get_testdata_file
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.app import preconditions
-from gateway.app.assembly import AUDIT_LOG, Plan, effective_policy
+from gateway.app.assembly import AUDIT_LOG, effective_policy
+from gateway.app.plan import Plan
 from gateway.audit.sqlite import SqliteReader
 from gateway.client.client import Client, ClientError
 from gateway.errors import ConfigError

@@ -20,7 +20,8 @@ from pydicom.data import get_testdata_file
 from gateway import documents
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
-from gateway.app.assembly import AUDIT_LOG, Plan, Records, build_service
+from gateway.app.assembly import AUDIT_LOG, Records, build_service
+from gateway.app.plan import Plan
 from gateway.audit.sqlite import SqliteReader
 from gateway.cli import main
 from gateway.client.client import Client, ClientError, Screened, StudyAnswer
