@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
@@ -28,8 +29,8 @@ from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from waiting import until
 
-AHEAD = 4
-"""Scans before it: the worker is sent two batches, and the rest wait."""
+IMAGES, BATCHES = "scanward_batch_size_sum", "scanward_batch_size_count"
+WAITING = 'scanward_queue_depth{queue="detection"}'
 
 
 def scan(seed: int) -> bytes:
@@ -67,34 +68,39 @@ def records(site: Site) -> list[dict[str, Any]]:
         return [json.loads(body) for _, body, _ in log.entries() if isinstance(body, bytes)]
 
 
+def refusals(site: Site) -> list[dict[str, Any]]:
+    return [each for each in records(site) if each["kind"] == "refused"]
+
+
 def test_a_caller_that_hangs_up_in_the_queue_is_dropped_before_the_detectors(
     site: Site, gateway: GatewayProcess
 ) -> None:
-    waiting, examined = 'scanward_queue_depth{queue="detection"}', "scanward_batch_size_sum"
+    """The worker stands still with the two batches that it can be sent, so that whatever else comes has to wait."""
     given_up = scan(7100)
     with (
         Client(gateway.addresses.grpc, token=site.tokens["reviewer"]) as client,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
-        ThreadPoolExecutor(AHEAD) as pool,
+        ThreadPoolExecutor(3) as pool,
     ):
         client.protect(scan(7000), "ct")
-        before, refused = figure(gateway, examined), len([each for each in records(site) if each["kind"] == "refused"])
+        images, batches, refused = figure(gateway, IMAGES), figure(gateway, BATCHES), len(refusals(site))
         with worker_stopped(gateway):
-            ahead = []
-            for number in range(AHEAD):  # one after the other, so that all of them stand before it
-                ahead.append(pool.submit(client.protect, scan(7001 + number), "ct"))
-                until(lambda: figure(gateway, waiting) >= max(0, len(ahead) - 2))
-            depth = figure(gateway, waiting)
+            others = []
+            for number in (1, 2):
+                others.append(pool.submit(client.protect, scan(7000 + number), "ct"))
+                until(lambda: figure(gateway, BATCHES) == batches + len(others))
             call = rpc.ProtectionGatewayStub(channel).Protect.future(
                 pb.ProtectRequest(dicom=given_up, route="ct"),
                 metadata=[("authorization", f"Bearer {site.tokens['scanner']}")],
             )
-            until(lambda: figure(gateway, waiting) > depth)
+            until(lambda: figure(gateway, WAITING) == 1)
+            others.append(pool.submit(client.protect, scan(7003), "ct"))
+            until(lambda: figure(gateway, WAITING) == 2)
             call.cancel()
-        assert [each.result(120).disposition for each in ahead] == ["admit"] * AHEAD
-        until(lambda: len([each for each in records(site) if each["kind"] == "refused"]) > refused)
-    assert figure(gateway, examined) == before + AHEAD
-    log = records(site)
-    assert [each["error"] for each in log if each["kind"] == "refused"][-1] == "Abandoned"
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)  # it has heard
+        assert [each.result(120).disposition for each in others] == ["admit"] * len(others)
+        until(lambda: len(refusals(site)) > refused)
+    assert figure(gateway, IMAGES) == images + len(others)
+    assert refusals(site)[-1]["error"] == "Abandoned"
     digest = hashlib.sha256(given_up).hexdigest()
-    assert [each["kind"] for each in log if each.get("scan_sha256") == digest] == []
+    assert [each["kind"] for each in records(site) if each.get("scan_sha256") == digest] == []
