@@ -15,7 +15,7 @@ import torch
 
 from detectors.artifact import Artefact
 from detectors.neighbours.noise import Noise
-from gateway.app.assembly import Plan
+from gateway.app.plan import Plan
 from gateway.case import Case, Digests, Image
 from gateway.deadline import Deadline
 from gateway.engine.engine import ExaminationError
