@@ -96,10 +96,18 @@ class EmbeddedUpstream:
         """(frames, classes) as the graph gives it."""
         parts = np.split(pixels, len(pixels)) if self._fixed_batch else [pixels]
         try:
-            outputs = [self._session.run([self._output], {self._profile.input.name: part})[0] for part in parts]
+            outputs = [self._bound(part) for part in parts]
         except Exception as error:  # onnxruntime raises classes of its own that share no public root
             raise UpstreamError(f"the model failed with {type(error).__name__}") from error
         return np.concatenate(outputs).astype(np.float32, copy=False)
+
+    def _bound(self, part: NDArray[np.float32]) -> Any:
+        """One inference with input and output bound: to a GPU go the pixels once, and back comes one output alone."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self._profile.input.name, np.ascontiguousarray(part))
+        binding.bind_output(self._output)
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0]
 
     def _check(self, name: str) -> bool:
         """Whether the graph takes one image at a time; refuses a graph that does not fit the profile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -103,6 +104,19 @@ def test_applies_what_the_profile_says(task: str, output: str, expected: Callabl
     one = replace(case, image=Image(PIXELS[:1], "sums"))
     answer = upstream(used=profile(task, output=output)).predict(one, ADMIT, SOON)
     np.testing.assert_allclose(answer.scores, expected(np.array([sums, -sums])), rtol=1e-5)
+
+
+def test_calls_at_once_each_get_their_own_answer(case: Case) -> None:
+    served = upstream()
+
+    def ask(number: int) -> tuple[float, ...]:
+        pixels = np.full((1, 1, 2, 2), number / 100, np.float32)
+        return served.predict(replace(case, image=Image(pixels, "sums")), ADMIT, SOON).scores
+
+    with ThreadPoolExecutor(8) as callers:
+        together = list(callers.map(ask, range(400)))
+
+    assert together == [ask(number) for number in range(400)]
 
 
 @pytest.mark.parametrize("disposition", [Disposition.QUARANTINE, Disposition.REJECT])
