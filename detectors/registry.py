@@ -30,6 +30,18 @@ DEFAULT = tuple(method.name for method in _FITTED)
 """Those that `fit` fits unless it is told otherwise."""
 
 
+def asked_for(text: str) -> tuple[str, ...]:
+    """Names of methods to fit: `default`, `all` (plug-ins too), or names with commas between, beside the default ones.
+
+    Raises:
+        ArtefactError: there is no such method.
+    """
+    if text == "default":
+        return DEFAULT
+    names = (*OURS, *offered()) if text == "all" else tuple(dict.fromkeys((*DEFAULT, *text.split(","))))
+    return tuple(method(name).name for name in names)
+
+
 def method(name: str) -> Method:
     """The method of a name; a plug-in is imported only when it is asked for.
 

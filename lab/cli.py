@@ -31,6 +31,9 @@ def main() -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="artefact directory")
 @click.option("--fpr", type=click.FloatRange(0, 0.5, min_open=True), default=0.01, show_default=True)
 @click.option("--key", "key_path", type=FILE, help="Ed25519 private key, PEM; signs the artefact")
+@click.option(
+    "--detectors", "wanted", default="default", show_default=True, help="names to fit beside the default ones, or all"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
@@ -42,6 +45,7 @@ def fit(
     out: Path,
     fpr: float,
     key_path: Path | None,
+    wanted: str,
     seed: int,
     device: str,
     as_json: bool,
@@ -49,6 +53,7 @@ def fit(
     """Fit and calibrate detectors on clean scans; write a signed artefact."""
     import torch
 
+    from detectors import registry
     from gateway.profile import Profile
     from lab import data, fitting
     from lab.progress import progress
@@ -56,12 +61,13 @@ def fit(
 
     with _refusals():
         key = load_private_key(key_path) if key_path is not None else None
+        methods = registry.asked_for(wanted)
         profile = Profile.load(profile_path)
         parts = fitting.Parts.of(data.load(data_path, profile), seed)
         with progress() as watch:
             fitted = fitting.fit(
                 model_path.read_bytes(), profile, parts, out,
-                fpr=fpr, key=key, seed=seed, device=torch.device(device), watch=watch,
+                fpr=fpr, key=key, seed=seed, device=torch.device(device), methods=methods, watch=watch,
             )  # fmt: skip
     if as_json:
         click.echo(fitted.manifest.decode(), nl=False)

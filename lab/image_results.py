@@ -74,7 +74,7 @@ def _fitted(guarded: Victim, directory: Path, fpr: float) -> None:
     with progress() as watch:
         fit(
             guarded.model_file.read_bytes(), guarded.profile, Parts.of(guarded.images, seed=0),
-            directory / "detectors", fpr=fpr, key=None, seed=0, methods=tuple(registry.OURS), watch=watch,
+            directory / "detectors", fpr=fpr, key=None, seed=0, methods=registry.asked_for("all"), watch=watch,
         )  # fmt: skip
 
 

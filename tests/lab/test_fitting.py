@@ -114,6 +114,22 @@ def test_the_command_scores_with_what_was_fitted(site: Path, fitted: fitting.Fit
     assert all(0 < p <= 1 for p in table["p"])
 
 
+def test_a_detector_that_there_is_not_is_said_before_any_work(site: Path, tmp_path: Path) -> None:
+    names = ["fit", "--model", site / "model.onnx", "--profile", site / "profile.toml", "--data", site / "data.npz"]
+
+    result = run(*names, "--out", tmp_path / "out", "--detectors", "jpeg50,magic")
+
+    assert result.exit_code == 2
+    assert "no detector is called 'magic'" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_asked_for_detectors_come_beside_the_default_ones() -> None:
+    assert registry.asked_for("default") == registry.DEFAULT
+    assert registry.asked_for("jpeg50,fusion") == (*registry.DEFAULT, "jpeg50")
+    assert set(registry.asked_for("all")) >= set(registry.OURS)
+
+
 def without(site: Path, folder: Path, **changes: NDArray[np.generic] | None) -> Path:
     """The data set with some arrays replaced or left out."""
     with np.load(site / "data.npz") as file:
