@@ -24,7 +24,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images study drift phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images denoisers study drift phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -99,6 +99,9 @@ results: install ## Measure what the bundled detectors catch; writes docs/result
 
 results-images: install ## Train, guard and attack models on real images (hours); writes docs/results.md (GRADE=quick)
 	@$(BIN)/python -m lab.image_results --grade $(GRADE)
+
+denoisers: install ## Measure every denoiser on the bundled model; writes docs/results-denoisers.md
+	@$(BIN)/python -m lab.denoiser_results
 
 study: install ## Measure whole studies on drawn slices; writes docs/results-study.md
 	@$(BIN)/python -m lab.study

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from detectors import registry
 from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.denoiser import Denoiser
-from detectors.denoisers.dncnn import DnCNN
-from detectors.denoisers.median import Median
+from detectors.denoisers.registry import restored
 from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
@@ -44,8 +43,6 @@ _FACTS = (
     "created", "scanward", "torch", "model_sha256", "profile_sha256", "data_sha256", "n_fit", "n_a", "n_b", "fpr",
     "precision", "gradients", "conversion_max_abs_diff", "measured",
 )  # fmt: skip
-
-_DENOISERS: dict[str, type[Median] | type[DnCNN]] = {"median": Median, "dncnn": DnCNN}
 
 State = dict[str, Tensor]
 
@@ -91,7 +88,8 @@ class Artefact:
             shared = states["ensemble"][JOINED]
             ensemble = _assemble(facts["detectors"], states["detectors"], shared, model, device)
             denoisers = {
-                name: _DENOISERS[name].from_state(_to(state, device)) for name, state in states["denoisers"].items()
+                name: restored(name, entry.get("version"), _to(states["denoisers"][name], device))
+                for name, entry in sorted(facts["denoisers"].items(), key=lambda each: each[1].get("place", 0))
             }
         except DetectorError:
             raise
@@ -110,7 +108,7 @@ class Artefact:
         Args:
             directory: made if missing; files of an earlier fit are replaced.
             ensemble: the fitted detectors.
-            denoisers: by name.
+            denoisers: by name; the image of the first is the one that goes on.
             facts: the manifest's entries on model, profile, data and counts.
 
         Returns:
@@ -140,8 +138,9 @@ class Artefact:
             "guarantee": ensemble.conformal.guarantee.value,
             "detectors": detectors,
             "denoisers": {
-                name: {"version": denoiser.version} | _write_file(directory, f"denoiser_{name}", denoiser.state())
-                for name, denoiser in denoisers.items()
+                name: {"version": denoiser.version, "place": place}
+                | _write_file(directory, f"denoiser_{name}", denoiser.state())
+                for place, (name, denoiser) in enumerate(denoisers.items())
             },
             "ensemble": {JOINED: _write_file(directory, JOINED, _shared_state(ensemble))},
         }

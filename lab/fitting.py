@@ -16,7 +16,6 @@ from detectors import registry
 from detectors.artifact import Artefact
 from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
 from detectors.denoisers.denoiser import Denoiser
-from detectors.denoisers.median import Median
 from detectors.detector import Detector, Method
 from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
 from detectors.errors import ConversionError
@@ -29,6 +28,7 @@ from detectors.models.model import ReferenceModel
 from detectors.probe import Probe
 from gateway.profile import Profile
 from lab.data import DataError, Dataset, Split, halves
+from lab.denoising import USUAL, check, make
 from lab.measuring import measure
 from lab.progress import Watch
 from lab.sealing import put
@@ -84,6 +84,7 @@ def fit(
     seed: int,
     device: torch.device | None = None,
     methods: Sequence[str] = registry.DEFAULT,
+    denoisers: Sequence[str] = USUAL,
     recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
     watch: Watch = lambda _stage, _share: None,
 ) -> Fitted:
@@ -91,7 +92,7 @@ def fit(
 
     (1) rebuild the model, and compare the rebuilt one with its own runtime on real scans
     (2) harden two twins, without labels
-    (3) simulate attacks; fit the detectors, and the denoiser
+    (3) simulate attacks; fit the detectors, and the denoisers
     (4) on A: fit what must not see what the twins saw, and every tail
     (5) on B: the conformal rule
     (6) on test: what it is worth
@@ -107,6 +108,7 @@ def fit(
         seed: of everything that is drawn.
         device: where to fit; by default the CPU.
         methods: names of the detectors; those of the deciding channels must be among them.
+        denoisers: names of the denoisers, any or none; the image of the first is the one that goes on.
         recipes: how the copied and the small twin are hardened.
         watch: told of progress.
 
@@ -115,6 +117,7 @@ def fit(
         ConversionError: the model cannot be rebuilt, or the rebuilt one differs from its own runtime.
     """
     place = device or torch.device("cpu")
+    check(denoisers)
     _check(profile, parts, fpr)
     reference, apart = _rebuilt(model, profile, parts.b.images, place)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
@@ -122,16 +125,16 @@ def fit(
     probe = bench.probe(twins)
     material = bench.material(probe, parts.fit.images)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
-    denoisers: dict[str, Denoiser] = {"median": Median(), "dncnn": bench.denoiser(parts.fit.images)}
+    restorers = make(bench, denoisers, parts.fit.images)
     material = bench.held_out(probe, parts.a.images)  # (4)
     detectors += [_fitted(registry.method(name), material, watch) for name in methods if name in HELD_OUT]
     members, channels = _tails(bench, probe, detectors, parts.a.images)
     ensemble = _promised(bench, probe, members, channels, parts.b.images, fpr)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, watch=watch)  # (6)
     facts = _facts(model, profile, parts, fpr, apart, measured)
-    manifest = Artefact.write(out, ensemble, denoisers, facts)  # (7)
+    manifest = Artefact.write(out, ensemble, restorers, facts)  # (7)
     put(out, manifest, key)
-    return Fitted(ensemble, denoisers, manifest, measured)
+    return Fitted(ensemble, restorers, manifest, measured)
 
 
 def _fitted(method: Method, material: Material, watch: Watch) -> Detector:

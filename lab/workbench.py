@@ -6,15 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from detectors.denoisers.dncnn import DnCNN
 from detectors.detector import Detector
 from detectors.material import Material
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, harden
 from detectors.models.model import ReferenceModel
-from detectors.models.outputs import Activation, Task, decided, margin, to_logits
+from detectors.models.outputs import Activation, Task, to_logits
 from detectors.models.small import SmallTwin
-from detectors.observation import LEVEL, Span, union
-from detectors.perturb import ascend
+from detectors.observation import Span, union
 from detectors.probe import Probe
 from gateway.profile import Profile
 from lab.data import DataError
@@ -106,24 +104,10 @@ class Workbench:
     def _simulated(self, unit: Tensor, seed: int) -> Attacked:
         return simulate(self.model, unit, device=self.device, seed=seed, task=self.task)
 
-    def denoiser(self, images: Tensor) -> DnCNN:
-        """The trained denoiser, shown attacks of four grey levels at most."""
-        unit = self.span.to_unit(images)
-        noise = torch.Generator(self.device).manual_seed(self.seed + 7)
-
-        def attack(clean: Tensor) -> Tensor:
-            with torch.no_grad():
-                decision = decided(self.model(clean), self.task)
-            eps = 4 * LEVEL
-            return ascend(
-                clean, lambda x: -margin(self.model(x), decision, self.task), eps=eps, steps=3, size=eps / 2,
-                low=0.0, high=1.0, generator=noise,
-            )  # fmt: skip
-
-        return DnCNN.fit(
-            unit, attack, span=self.span, seed=self.seed + 8, device=self.device,
-            progress=lambda share: self.watch("training the denoiser", share),
-        )  # fmt: skip
+    def features(self, unit: Tensor) -> Tensor:
+        """What the protected model's last layer before global pooling gives for (N, C, H, W) images, 0 to 1."""
+        tap = self.reference.tap_names[0]
+        return self.reference.forward_with_taps(self.span.from_unit(unit), (tap,))[1][tap]
 
     def scores(self, probe: Probe, detectors: list[Detector], images: Tensor) -> dict[str, Tensor]:
         """By detector, the scores (N,) of images as the model takes them."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detectors.denoisers.denoiser import check
+
 # Smith 1996, "Implementing median filters in XC4000E FPGAs": 19 exchanges leave the median of nine in place 4.
 _EXCHANGES = (
     (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3),
@@ -38,9 +40,11 @@ class Median:
 
     name = "median"
     version = "1"
+    surrogate = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Filter (N, C, H, W) images."""
+        """Filter (N, C, H, W) images, of any units and any number of channels."""
+        check(images)
         return median3(images)
 
     def state(self) -> dict[str, Tensor]:

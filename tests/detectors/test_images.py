@@ -1,4 +1,4 @@
-"""Filters, neighbours and denoisers do what their names say, on any size, with a gradient."""
+"""Filters and neighbours do what their names say, on any size, with a gradient."""
 
 import io
 
@@ -8,9 +8,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from detectors.denoisers.dncnn import DnCNN
-from detectors.denoisers.median import Median, median3
-from detectors.errors import InputError, NotFittedError
+from detectors.denoisers.median import median3
+from detectors.errors import InputError
 from detectors.filters import gaussian, wiener3
 from detectors.neighbours.defaults import default_neighbours
 from detectors.neighbours.geometry import Rotation
@@ -90,30 +89,6 @@ def test_a_rotation_turns_by_its_angle_on_oblong_images_too() -> None:
 
     assert (row**2 + column**2) ** 0.5 == pytest.approx(30, abs=0.3)
     assert abs(np.degrees(np.arctan2(row, column))) == pytest.approx(10, abs=0.5)
-
-
-def test_the_trained_denoiser_removes_noise_and_survives_its_state() -> None:
-    span = Span((-1.0,), (1.0,))
-    clean = smooth(96, 16)
-    device = torch.device("cpu")
-    denoiser = DnCNN.fit(clean, lambda x: x, span=span, seed=0, device=device)
-    fresh = gaussian(images(8, 1, 16, 16, seed=9), 3.0)
-    noisy = (fresh + 4 * LEVEL * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
-
-    restored = span.to_unit(denoiser(span.from_unit(noisy)))
-
-    assert (restored - fresh).square().mean() < (noisy - fresh).square().mean() / 2
-    again = DnCNN.from_state(denoiser.state())
-    assert torch.equal(again(span.from_unit(noisy)), denoiser(span.from_unit(noisy)))
-    assert denoiser(images(1, 1, 15, 22)).shape == (1, 1, 15, 22)
-
-
-def test_a_denoiser_without_numbers_is_not_fitted() -> None:
-    with pytest.raises(NotFittedError, match="span"):
-        DnCNN.from_state({})
-    with pytest.raises(InputError, match="too few"):
-        DnCNN.fit(images(1, 1, 8, 8), lambda x: x, span=Span((0.0,), (1.0,)), seed=0, device=torch.device("cpu"))
-    assert Median.from_state(Median().state()).name == "median"
 
 
 @pytest.mark.parametrize(("low", "high"), [((), ()), ((0.0,), (1.0, 1.0)), ((1.0,), (1.0,)), ((2.0,), (1.0,))])

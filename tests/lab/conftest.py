@@ -201,4 +201,7 @@ def fitted(site: Path) -> fitting.Fitted:
     parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
     key: Ed25519PrivateKey = load_private_key(site / "key.pem")
     model = (site / "model.onnx").read_bytes()
-    return fitting.fit(model, profile, parts, site / "out", fpr=0.01, key=key, seed=0, recipes=QUICK)
+    asked = ("wavelet", "dncnn")
+    return fitting.fit(
+        model, profile, parts, site / "out", fpr=0.01, key=key, seed=0, recipes=QUICK, denoisers=asked
+    )  # fmt: skip

@@ -60,6 +60,9 @@ def test_what_was_written_is_what_was_fitted(site: Path, fitted: fitting.Fitted)
     assert torch.allclose(before.p_value, after.p_value, atol=0.02)
     for member in loaded.ensemble.members:
         check_detector(registry.method(member.detector.name), member.detector, loaded.ensemble.probe)
+    assert list(loaded.denoisers) == ["wavelet", "dncnn"]  # as asked for: the image of the first goes on
+    for name, denoise in fitted.denoisers.items():
+        assert torch.equal(loaded.denoisers[name](test.images), denoise(test.images))
 
 
 def test_harmless_changes_are_not_flagged_like_attacks(site: Path, fitted: fitting.Fitted) -> None:
