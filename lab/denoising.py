@@ -165,11 +165,14 @@ def bench(model: bytes, profile: Profile, device: torch.device, seed: int, watch
 
     Raises:
         ConversionError: the model cannot be rebuilt.
-        DataError: its scans have no label that an answer could be held against.
+        DataError: its answers cannot be held against a label, or cannot be attacked.
     """
     if profile.task != "multiclass":
         raise DataError(f"task {profile.task}: denoisers are measured on models that name one class")
-    return Workbench(rebuilt(model, profile.output.name).to(device), profile, device, seed, watch)
+    reference = rebuilt(model, profile.output.name).to(device)
+    if not reference.gradients:
+        raise DataError("the model gives no gradients: no attack could tell what a denoiser is worth")
+    return Workbench(reference, profile, device, seed, watch)
 
 
 @dataclass(frozen=True, slots=True)
