@@ -152,6 +152,13 @@ class Observation:
         return 1 if self.task is Task.SEGMENTATION else self.logits.shape[1]
 
     @property
+    def answer(self) -> tuple[Tensor, Task]:
+        """(N, K) logits of the image as a whole, and what they decide: of a segmentation, the share of each class."""
+        if self.task is not Task.SEGMENTATION:
+            return self.logits, self.task
+        return torch.softmax(self.logits, 1).flatten(2).mean(2).clamp_min(1e-12).log(), Task.MULTICLASS
+
+    @property
     def lead(self) -> Tensor:
         """(N,) how firmly the model holds its own decision; never negative."""
         return self.lead_in(self.logits)

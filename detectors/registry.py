@@ -6,8 +6,15 @@ from importlib.metadata import entry_points
 
 from detectors.detector import Method
 from detectors.errors import ArtefactError
+from detectors.methods.block_agreement import BlockAgreement
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
+from detectors.methods.kernel_density import KernelDensity
+from detectors.methods.lid import LocalDimension
+from detectors.methods.logit_heads import LogitHeads
+from detectors.methods.mahalanobis import LayerDistances
+from detectors.methods.mgm import ClassGaussian
+from detectors.methods.neighbourhood import Neighbourhood
 from detectors.methods.shifts import PredictionShift
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
@@ -24,7 +31,16 @@ _FITTED: tuple[Method, ...] = (
     FeatureDensity,
     Fusion,
 )
-_ASKED_FOR: tuple[Method, ...] = (*(PredictionShift(neighbour) for neighbour in other_neighbours()),)
+_ASKED_FOR: tuple[Method, ...] = (
+    *(PredictionShift(neighbour) for neighbour in other_neighbours()),
+    ClassGaussian,
+    KernelDensity,
+    LocalDimension,
+    LayerDistances,
+    BlockAgreement,
+    LogitHeads,
+    Neighbourhood,
+)
 OURS: Mapping[str, Method] = {method.name: method for method in (*_FITTED, *_ASKED_FOR)}
 DEFAULT = tuple(method.name for method in _FITTED)
 """Those that `fit` fits unless it is told otherwise."""
@@ -46,16 +62,20 @@ def method(name: str) -> Method:
     """The method of a name; a plug-in is imported only when it is asked for.
 
     Raises:
-        ArtefactError: there is none, or a plug-in goes by another name than it is offered under.
+        ArtefactError: there is none, a plug-in cannot be imported, or it goes by another name than it is offered under.
     """
     if name in OURS:
         return OURS[name]
     found = offered().get(name)
     if found is None:
         raise ArtefactError(f"no detector is called {name!r}")
-    loaded: Method = entry_points(group=ENTRY_POINTS)[name].load()
-    if loaded.name != name:
-        raise ArtefactError(f"{found} offers {loaded.name!r} as {name!r}")
+    try:
+        loaded: Method = entry_points(group=ENTRY_POINTS)[name].load()
+        given = loaded.name
+    except Exception as error:  # a stranger's code: whatever it raises, the detector is missing
+        raise ArtefactError(f"{found}, offered as {name!r}, cannot be imported: {error}") from error
+    if given != name:
+        raise ArtefactError(f"{found} offers {given!r} as {name!r}")
     return loaded
 
 

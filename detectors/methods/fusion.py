@@ -18,6 +18,7 @@ from detectors.methods.shifts import shift
 from detectors.models.outputs import Task, divergence
 from detectors.neighbours.defaults import default_neighbours
 from detectors.observation import Needs, Observation, Signal
+from detectors.regression import logistic
 
 STRENGTH = 0.1
 """Inverse strength of the ridge penalty (the C of logistic regression)."""
@@ -60,7 +61,7 @@ class Fusion:
         target = torch.cat([torch.full((len(group),), float(k == 2)) for k, group in enumerate(groups)]).double()
         sizes = zip(groups, shares, strict=True)
         importance = torch.cat([torch.full((len(g),), share * len(clean) / max(len(g), 1)) for g, share in sizes])
-        weights = _regress(inputs.cpu(), target, importance.double())
+        weights = logistic(inputs.cpu(), target, importance.double(), strength=STRENGTH)
         weights = weights.to(clean)
         return cls(centre, spread, weights[:-1], weights[-1:])
 
@@ -76,7 +77,8 @@ class Fusion:
 
     def state(self) -> dict[str, Tensor]:
         """Centre, spread, weights (F,) and bias (1,)."""
-        return {"centre": self._centre, "spread": self._spread, "weights": self._weights, "bias": self._bias}
+        found = {"centre": self._centre, "spread": self._spread, "weights": self._weights, "bias": self._bias}
+        return {name: value.cpu() for name, value in found.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Self:
@@ -120,29 +122,3 @@ def _spread(logits: Tensor, others: Tensor, task: Task) -> Tensor:
 def _squash(values: Tensor) -> Tensor:
     """Sign and logarithm: far outliers count, but not for ever."""
     return values.sign() * torch.log1p(values.abs())
-
-
-def _regress(inputs: Tensor, target: Tensor, importance: Tensor) -> Tensor:
-    """Ridge logistic regression by Newton's method; (F + 1,) weights, the bias last and unpenalised."""
-    design = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], 1)
-    penalty = torch.ones(design.shape[1], dtype=inputs.dtype)
-    penalty[-1] = 1e-9
-    weights = torch.zeros(design.shape[1], dtype=inputs.dtype)
-
-    def loss(candidate: Tensor) -> Tensor:
-        odds = design @ candidate
-        fit = torch.nn.functional.binary_cross_entropy_with_logits(odds, target, weight=importance, reduction="sum")
-        return fit * STRENGTH + 0.5 * (penalty * candidate.square()).sum()
-
-    for _ in range(100):
-        chance = torch.sigmoid(design @ weights)
-        slope = STRENGTH * design.T @ (importance * (chance - target)) + penalty * weights
-        curvature = STRENGTH * (design.T * (importance * chance * (1 - chance))) @ design + torch.diag(penalty)
-        move = torch.linalg.solve(curvature, slope)
-        size = 1.0
-        while loss(weights - size * move) > loss(weights) and size > 1e-6:
-            size /= 2
-        weights = weights - size * move
-        if float(move.abs().max()) * size < 1e-9:
-            break
-    return weights

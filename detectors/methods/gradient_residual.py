@@ -117,7 +117,7 @@ class GradientResidual:
 
     def state(self) -> dict[str, Tensor]:
         """The network's weights and running statistics."""
-        return dict(self._network.state_dict())
+        return {name: value.cpu() for name, value in self._network.state_dict().items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Self:

@@ -83,7 +83,7 @@ class FeatureDensity:
 
     def state(self) -> dict[str, Tensor]:
         """Standardisation, axes and one mixture a class."""
-        return dict(self._state)
+        return {name: value.cpu() for name, value in self._state.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Self:
