@@ -53,4 +53,4 @@ def whitener(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """
     sizes, axes = torch.linalg.eigh(covariance)
     sizes = sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
-    return axes / sizes.sqrt(), sizes.log().sum()
+    return (axes / sizes.sqrt()).contiguous(), sizes.log().sum()

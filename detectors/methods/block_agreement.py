@@ -5,6 +5,7 @@ transformer; the score is the Frobenius norm of the matrix of divergences betwee
 them. Ours: the heads are linear, on pooled tokens or maps, and learn the protected model's own answers without labels,
 so that any network with blocks has them. Limits: shown against attackers who do not know the heads; one who does puts
 them into his loss (Tramer et al. 2020, arXiv:2002.08347). A scan that is hard for early blocks is suspicious to it.
+On the small network of its test: AUROC 0.97 at four grey levels, but 0.28 at eight, which reach the early blocks too.
 """
 
 from itertools import permutations

@@ -4,7 +4,8 @@ Feinman et al. 2017, arXiv:1703.00410, as used on medical images by Ma et al. 20
 density on the last hidden layer, over the training scans of the decided class. Ours: features standardised, the
 bandwidth by leave-one-out likelihood on clean scans, so no attack is needed. Limits: Carlini and Wagner 2017,
 arXiv:1705.07263, and Yao et al. 2021, arXiv:2012.09501 (feature matching), evade it; attacks that overshoot into the
-middle of another class look more usual to it than clean scans do.
+middle of another class look more usual to it than clean scans do. On the small network of its test: AUROC 0.92
+at eight grey levels, 0.49 where the loss holds the score.
 """
 
 import math

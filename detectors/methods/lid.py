@@ -4,7 +4,8 @@ Ma et al. 2018, arXiv:1801.02613, on medical images Ma et al. 2021, arXiv:1907.1
 the k nearest clean scans, minus k over the sum of log(r_i / r_k); attacks are said to lie where it is larger. Ours: the
 neighbours come from a fixed bank instead of the batch, so that a score depends on nobody else. As there, the regression
 sets attacks against clean scans and noise of the same L2 norm. Limits: it is fitted on attacks and knows their kind;
-Athalye et al. 2018, arXiv:1802.00420, and Yao et al. 2021, arXiv:2012.09501, evade it.
+Athalye et al. 2018, arXiv:1802.00420, and Yao et al. 2021, arXiv:2012.09501, evade it. On the small network of its
+test: AUROC 1.00 at eight grey levels, 0.65 where the loss holds the score.
 """
 
 from collections.abc import Mapping

@@ -5,6 +5,8 @@ nearest class. Ours: covariances shrunk, each layer's distance in units of its s
 sum in place of weights learned on attacks. The paper's change of the input along the score's gradient is left out: it
 would cost a backward pass of its own. Limits: a joint loss or feature matching takes it to chance and below (Yao et al.
 2021, arXiv:2012.09501; Tramer et al. 2020, arXiv:2002.08347); it reacts to another scanner as it does to an attack.
+On the small network of its test: AUROC 1.00 at eight grey levels, 0.50 where the loss holds the score, and 1.00 on mere
+sign noise of four levels.
 """
 
 from typing import Self

@@ -3,7 +3,8 @@
 Li and Zhu 2020, ISBI, pp. 1154-1158: unsupervised, the protected model untouched, one multivariate Gaussian on the
 features of its last layers. Ours, since the text could not be had: one Gaussian a class, its covariance shrunk, on the
 block end before the last map. Limits: feature matching hides from it (Yao et al. 2021, arXiv:2012.09501); its rate of
-detection at 1 % false positives is far below what its AUROC suggests.
+detection at 1 % false positives is far below what its AUROC suggests. On the small network of its test: AUROC 1.00 at
+eight grey levels, 0.37 where the loss holds the score.
 """
 
 from typing import Self

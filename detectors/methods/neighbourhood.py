@@ -5,7 +5,9 @@ cosine between their representations and the image's; either falling out of the 
 representation is the protected model's own last features, not those of a self-supervised encoder, so both numbers come
 from the shared pass; the count is softened to a mean lead so that the score has a gradient; eight copies, not fifty.
 Limits: the authors' claim against informed attackers rests on the second encoder, which is not here; an attacker who
-averages his gradient over the copies (Athalye et al. 2018, arXiv:1802.00420) evades it.
+averages his gradient over the copies (Athalye et al. 2018, arXiv:1802.00420) evades it. On the small network of its
+test it sees attacks that stop just behind the border (AUROC 1.00 at two grey levels) and not those that go on: 0.64 at
+four, 0.53 at eight, against the paper's claim.
 """
 
 from typing import Self

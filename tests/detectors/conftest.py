@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,7 +15,7 @@ from detectors.material import Material
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, SmallTwin, harden
 from detectors.models.outputs import Activation, margin
 from detectors.models.reference import Reference
-from detectors.observation import LEVEL, Needs, Observation, Span
+from detectors.observation import LEVEL, Span
 from detectors.perturb import ascend
 from detectors.probe import Probe
 from lab.development import descend, harmless, simulate
@@ -127,51 +126,28 @@ class Site:
         limit = self.scores(detector, self.test).quantile(1 - fpr)
         return float((self.scores(detector, images) > limit).double().mean())
 
-    def evading(
-        self,
-        calm: Callable[[Observation], Tensor],
-        needs: Needs,
-        *,
-        levels: float,
-        steps: int = 60,
-        weight: float = 1.0,
-    ) -> Tensor:
-        """Successful attacks that also make a detector's number small: the sum of a capped margin and that number.
+    def evaded(self, detector: Detector, *, levels: float, steps: int = 40) -> Tensor:
+        """Successful attacks on sixty test scans by somebody who knows the detector and what it says of clean scans.
 
-        Args:
-            calm: maps an observation with its graph to the (N,) number that is to become small.
-            needs: what it reads.
-            levels: budget in grey levels.
-            steps: number of steps, each a tenth of the budget.
-            weight: of the number against the margin.
+        He climbs a capped margin minus what the score exceeds the clean median by; the excess counts by its logarithm,
+        so that neither aim drowns the other.
         """
         clean = self.test[:60]
+        middle, high = self.scores(detector, self.test).float().quantile(torch.tensor([0.5, 0.95]))
         with torch.no_grad():
             classes = logits_of(self.probe)(clean).argmax(1)
         seeds = torch.arange(len(clean))
 
         def loss(unit: Tensor) -> Tensor:
-            seen = self.probe.observe(SPAN.from_unit(unit), needs, seeds=seeds, differentiable=True)
-            wrong = -margin(seen.logits, classes)
-            return wrong.clamp_max(1.0) - weight * calm(seen)
+            seen = self.probe.observe(SPAN.from_unit(unit), detector.needs, seeds=seeds, differentiable=True)
+            excess = ((detector.score(seen).values - middle) / (high - middle)).clamp_min(0)
+            return (-margin(seen.logits, classes)).clamp_max(1.0) - 0.3 * torch.log1p(excess)
 
-        images = ascend(
-            clean, loss, eps=levels * LEVEL, steps=steps, size=levels * LEVEL / 10, low=0.0, high=1.0, generator=None,
-        )  # fmt: skip
+        eps = levels * LEVEL
+        images = ascend(clean, loss, eps=eps, steps=steps, size=eps / 10, low=0.0, high=1.0, generator=None)
         images = (images / LEVEL).round() * LEVEL
         with torch.no_grad():
             return images[logits_of(self.probe)(images).argmax(1) != classes]
-
-
-    def evaded(self, detector: Detector, *, levels: float, steps: int = 40, weight: float = 1.0) -> Tensor:
-        """Successful attacks by somebody who has the detector and what it says of clean scans: he goes back to their
-        middle, no further. Its excess counts by its logarithm, so that neither aim drowns the other."""
-        middle, high = self.scores(detector, self.test).quantile(torch.tensor([0.5, 0.95]))
-
-        def excess(seen: Observation) -> Tensor:
-            return torch.log1p(((detector.score(seen).values - middle) / (high - middle)).clamp_min(0))
-
-        return self.evading(excess, detector.needs, levels=levels, steps=steps, weight=weight)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors import registry
 from detectors.methods.twins import Hardening
 from gateway.profile import Profile
 from lab import data, fitting
@@ -202,6 +203,8 @@ def fitted(site: Path) -> fitting.Fitted:
     key: Ed25519PrivateKey = load_private_key(site / "key.pem")
     model = (site / "model.onnx").read_bytes()
     asked = ("wavelet", "dncnn")
+    methods = (*registry.DEFAULT, "mahalanobis")
     return fitting.fit(
-        model, profile, parts, site / "out", fpr=0.01, key=key, seed=0, recipes=QUICK, denoisers=asked
+        model, profile, parts, site / "out",
+        fpr=0.01, key=key, seed=0, methods=methods, recipes=QUICK, denoisers=asked,
     )  # fmt: skip

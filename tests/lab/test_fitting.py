@@ -45,8 +45,9 @@ def test_the_manifest_is_signed_and_says_what_was_fitted(site: Path, fitted: fit
     assert 0 <= facts["conversion_max_abs_diff"] < 1e-3
     assert facts["data_sha256"] == hashlib.sha256((site / "data.npz").read_bytes()).hexdigest()
     assert set(facts["detectors"]) == {
-        "twinM", "twinS", "fusion", "uad", "gradient_residual", "jpeg75", "median3", "rotation3",
+        "twinM", "twinS", "fusion", "uad", "gradient_residual", "jpeg75", "median3", "rotation3", "mahalanobis",
     }  # fmt: skip
+    assert facts["detectors"]["mahalanobis"]["weight"] == 0
 
 
 def test_what_was_written_is_what_was_fitted(site: Path, fitted: fitting.Fitted) -> None:
@@ -173,6 +174,15 @@ def test_data_that_cannot_be_fitted_is_refused_in_one_sentence(site: Path, tmp_p
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert result.stdout == ""
+
+
+def test_a_detector_that_nobody_offers_is_refused_before_any_work(site: Path, tmp_path: Path) -> None:
+    names = ["fit", "--model", site / "model.onnx", "--profile", site / "profile.toml", "--data", site / "data.npz"]
+
+    result = run(*names, "--out", tmp_path / "o", "--also", "nobodys")
+
+    assert result.exit_code == 2
+    assert "no detector is called 'nobodys'" in result.stderr
 
 
 def test_files_that_are_none_are_refused(site: Path, tmp_path: Path) -> None:
