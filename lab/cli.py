@@ -37,7 +37,6 @@ def main() -> None:
 @click.option("--denoiser", "denoisers", multiple=True, help="by name, repeatable; the first one's image goes on")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--also", multiple=True, metavar="NAME", help="a detector that is not fitted by default, or a plug-in's")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def fit(
     *,
@@ -51,7 +50,6 @@ def fit(
     denoisers: tuple[str, ...],
     seed: int,
     device: str,
-    also: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Fit and calibrate detectors on clean scans; write a signed artefact."""
@@ -68,7 +66,6 @@ def fit(
         methods = registry.asked_for(wanted)
         profile = Profile.load(profile_path)
         parts = fitting.Parts.of(data.load(data_path, profile), seed)
-        methods = tuple(dict.fromkeys((*registry.DEFAULT, *(registry.method(name).name for name in also))))
         with progress() as watch:
             fitted = fitting.fit(
                 model_path.read_bytes(), profile, parts, out,

@@ -176,15 +176,6 @@ def test_data_that_cannot_be_fitted_is_refused_in_one_sentence(site: Path, tmp_p
     assert result.stdout == ""
 
 
-def test_a_detector_that_nobody_offers_is_refused_before_any_work(site: Path, tmp_path: Path) -> None:
-    names = ["fit", "--model", site / "model.onnx", "--profile", site / "profile.toml", "--data", site / "data.npz"]
-
-    result = run(*names, "--out", tmp_path / "o", "--also", "nobodys")
-
-    assert result.exit_code == 2
-    assert "no detector is called 'nobodys'" in result.stderr
-
-
 def test_files_that_are_none_are_refused(site: Path, tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"junk")
     good = {"--model": site / "model.onnx", "--profile": site / "profile.toml", "--data": site / "data.npz"}
