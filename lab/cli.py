@@ -162,7 +162,11 @@ def score(
 @click.option("--grade", "grade_name", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
 @click.option("--adaptive", is_flag=True, help="also the attacker who holds the detectors")
 @click.option("--shift", "shifts", type=FILE, multiple=True, help="another data set, shown as it is; repeatable")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="directory for report.json and report.md")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="directory for report.json, report.md and report.html",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
@@ -190,6 +194,7 @@ def evaluate(
     from lab.evaluation.attacks import ALL
     from lab.evaluation.evaluate import evaluate as measured
     from lab.evaluation.grades import GRADES
+    from lab.evaluation.page import page
     from lab.progress import progress
 
     with _refusals():
@@ -205,6 +210,7 @@ def evaluate(
             out.mkdir(parents=True, exist_ok=True)
             (out / "report.json").write_text(document + "\n", encoding="utf-8")
             (out / "report.md").write_text(tables + "\n", encoding="utf-8")
+            (out / "report.html").write_text(page(report.document(), data_path.stem), encoding="utf-8")
     click.echo(document if as_json else tables)
 
 

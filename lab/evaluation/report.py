@@ -24,9 +24,10 @@ class Worth:
     tpr_at_fpr5: Rate
     """At p <= 0.05."""
 
-    def document(self) -> dict[str, float]:
+    def document(self) -> dict[str, Any]:
         """As report.json has it."""
         return {
+            "at_target": dict(self.tpr_at_target),
             "auroc": self.auroc,
             "tpr_at_target": self.tpr_at_target["rate"],
             "tpr_at_fpr1": self.tpr_at_fpr1["rate"],

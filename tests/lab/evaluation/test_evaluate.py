@@ -1,6 +1,7 @@
 """A guarded model is attacked, and the report says what was seen, in the form that others rely on."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lab.cli import main
 from lab.evaluation import grades
 from lab.evaluation.attacks import ALL
 from lab.evaluation.grades import Grade
+from lab.evaluation.page import page
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +46,26 @@ def report(site: Path, fitted: object, tmp_path_factory: pytest.TempPathFactory)
     document: dict[str, Any] = json.loads(result.stdout)
     assert json.loads((out / "report.json").read_text()) == document
     assert (out / "report.md").read_text().startswith("## data")
+    report_page = (out / "report.html").read_text()
+    assert report_page == page(document, "data")
     return document
+
+
+def test_the_page_holds_the_figures_and_loads_nothing(report: dict[str, Any]) -> None:
+    shown = page(report, "<chest> & others")
+
+    assert "<h1>&lt;chest&gt; &amp; others</h1>" in shown
+    assert f"{entry(report, 'adaptive', 8)['evasion']:.1%}" in shown
+    assert "who holds the detectors" in shown
+    assert not re.search(r"https?:|<script|src=|@import|url\(", shown)
+    for name in report["detectors"]:
+        assert f"<th>{name}</th>" in shown
+
+
+def test_the_page_says_so_where_no_informed_attacker_was_tried(report: dict[str, Any]) -> None:
+    blind = report | {"attacks": [each for each in report["attacks"] if each["tier"] != "adaptive"]}
+
+    assert "No attacker who knows the detectors was tried" in page(blind, "data")
 
 
 def entry(report: dict[str, Any], name: str, eps: float | None) -> dict[str, Any]:
