@@ -24,7 +24,8 @@ from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
-from detectors.models.kinds import rebuilt
+from detectors.models.kinds import answering, rebuilt
+from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task
 from detectors.models.small import SmallTwin
 from detectors.observation import Span
@@ -67,13 +68,13 @@ class Artefact:
         Args:
             directory: where the files lie.
             manifest: the exact bytes that were signed.
-            model: the ONNX file that is served.
+            model: the file of the protected model.
             profile_sha256: digest of the running profile, lower-case hexadecimal.
             device: where to run.
 
         Raises:
             ArtefactError: malformed, changed, or fitted for another model or profile.
-            ConversionError: the model cannot be rebuilt.
+            ConversionError: the model cannot be rebuilt, or where the manifest says `gradients: false`, not be run.
         """
         facts = _read_manifest(manifest)  # (1)
         if facts["model_sha256"] != hashlib.sha256(model).hexdigest():
@@ -86,7 +87,9 @@ class Artefact:
         }
         try:  # (3)
             shared = states["ensemble"][JOINED]
-            ensemble = _assemble(facts["detectors"], states["detectors"], shared, model, device)
+            open_model = answering if facts["gradients"] is False else rebuilt
+            reference = open_model(model, read_name(shared["output"]) or None).to(device)
+            ensemble = _assemble(facts["detectors"], states["detectors"], shared, reference, device)
             denoisers = {
                 name: restored(name, entry.get("version"), _to(states["denoisers"][name], device))
                 for name, entry in sorted(facts["denoisers"].items(), key=lambda each: each[1].get("place", 0))
@@ -237,11 +240,13 @@ def _shared_of(directory: Path, facts: Mapping[str, Any]) -> State:
 
 
 def _assemble(
-    entries: Mapping[str, Any], states: Mapping[str, State], shared: State, model: bytes, device: torch.device
+    entries: Mapping[str, Any],
+    states: Mapping[str, State],
+    shared: State,
+    reference: ReferenceModel,
+    device: torch.device,
 ) -> Ensemble:
     """Rebuild the ensemble from its files."""
-    output = read_name(shared["output"]) or None
-    reference = rebuilt(model, output).to(device)
     activation, task = Activation(read_name(shared["activation"])), Task(read_name(shared["task"]))
     low, high = shared["span"].tolist()
     span = Span(tuple(low), tuple(high))

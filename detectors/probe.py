@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from detectors.errors import InputError
+from detectors.errors import ConversionError, InputError
 from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, decided, margin, pooled, to_logits
 from detectors.observation import Needs, Observation, Signal, Span
@@ -109,6 +109,8 @@ class Probe:
         if Signal.INPUT_GRADIENT not in wanted:
             output, kept = self.reference.forward_with_taps(self.span.from_unit(images), taps)
             return self.logits(output), {name: pooled(value) for name, value in kept.items()}, None
+        if not self.reference.gradients:
+            raise ConversionError("the model gives answers alone: it has no input gradient")
         with torch.enable_grad():
             leaf = images if differentiable and images.requires_grad else images.detach().requires_grad_(True)
             output, kept = self.reference.forward_with_taps(self.span.from_unit(leaf), taps)

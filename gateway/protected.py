@@ -90,6 +90,11 @@ class ProtectedModel:
         return hashlib.sha256(self.onnx).hexdigest()
 
     @property
+    def gradients(self) -> bool:
+        """Whether the detectors read the model's gradients and features; if not, they compare answers alone."""
+        return json.loads(self.manifest).get("gradients") is not False
+
+    @property
     def artefact_sha256(self) -> str:
         """Lower-case hexadecimal digest of the manifest, which names every other file of the artefact by digest."""
         return hashlib.sha256(self.manifest).hexdigest()

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@click.option("--model", "model_path", type=FILE, required=True, help="ONNX, TorchScript or torch.export file")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="artefact directory")
@@ -76,6 +76,8 @@ def fit(
         click.echo(fitted.manifest.decode(), nl=False)
     else:
         _show(fitted)
+    if fitted.answers_only:
+        click.echo(f"Gradient-free: {fitted.answers_only}. Only detectors that compare answers were fitted.", err=True)
     if key is None:
         click.echo("The artefact is not signed: a gateway loads it only with unsafe_unsigned_artefacts.", err=True)
 

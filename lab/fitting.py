@@ -23,12 +23,14 @@ from detectors.material import Material
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
-from detectors.models.kinds import difference, rebuilt
+from detectors.models.kinds import answering, difference, rebuilt
 from detectors.models.model import ReferenceModel
+from detectors.observation import Signal
 from detectors.probe import Probe
 from gateway.profile import Profile
 from lab.data import DataError, Dataset, Split, halves
 from lab.denoising import USUAL, check, make
+from lab.evaluation.surrogate import surrogate
 from lab.measuring import measure
 from lab.progress import Watch
 from lab.sealing import put
@@ -71,6 +73,8 @@ class Fitted:
     manifest: bytes
     """The signed bytes."""
     measured: Mapping[str, Any]
+    answers_only: str | None = None
+    """Why the model could not be rebuilt; None where it was."""
 
 
 def fit(
@@ -90,7 +94,8 @@ def fit(
 ) -> Fitted:
     """Fit every detector, calibrate, measure and write the artefact.
 
-    (1) rebuild the model, and compare the rebuilt one with its own runtime on real scans
+    (1) rebuild the model, and compare the rebuilt one with its own runtime on real scans; what cannot be rebuilt
+        only answers, and a small network taught by its answers lends attacks its gradient
     (2) harden two twins, without labels
     (3) simulate attacks; fit the detectors, and the denoisers
     (4) on A: fit what must not see what the twins saw, and every tail
@@ -114,13 +119,17 @@ def fit(
 
     Raises:
         DataError: too few scans.
-        ConversionError: the model cannot be rebuilt, or the rebuilt one differs from its own runtime.
+        ConversionError: the model can neither be rebuilt nor run.
     """
     place = device or torch.device("cpu")
     check(denoisers)
     _check(profile, parts, fpr)
-    reference, apart = _rebuilt(model, profile, parts.b.images, place)  # (1)
+    reference, apart, answers_only = _opened(model, profile, parts.b.images, place)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
+    if answers_only:
+        guide = surrogate(bench.probe({}), parts.fit.images, seed=seed + 20, watch=watch)
+        bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
+    methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
     twins = bench.twins(parts.fit.images, recipes)  # (2)
     probe = bench.probe(twins)
     material = bench.material(probe, parts.fit.images)  # (3)
@@ -130,11 +139,11 @@ def fit(
     detectors += [_fitted(registry.method(name), material, watch) for name in methods if name in HELD_OUT]
     members, channels = _tails(bench, probe, detectors, parts.a.images)
     ensemble = _promised(bench, probe, members, channels, parts.b.images, fpr)  # (5)
-    measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, watch=watch)  # (6)
-    facts = _facts(model, profile, parts, fpr, apart, measured)
+    measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
+    facts = _facts(model, profile, parts, fpr, apart, measured) | {"gradients": reference.gradients}
     manifest = Artefact.write(out, ensemble, restorers, facts)  # (7)
     put(out, manifest, key)
-    return Fitted(ensemble, restorers, manifest, measured)
+    return Fitted(ensemble, restorers, manifest, measured, answers_only)
 
 
 def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
@@ -157,6 +166,25 @@ def _check(profile: Profile, parts: Parts, fpr: float) -> None:
     for name, part in (("fit", parts.fit), ("A", parts.a)):
         if len(part) < 40:
             raise DataError(f"{len(part)} scans for {name} are too few; at least 40 are needed")
+
+
+def _opened(
+    model: bytes, profile: Profile, images: Tensor, device: torch.device
+) -> tuple[ReferenceModel, float | None, str | None]:
+    """The reference and how far it is from its own runtime; or what only answers, and why."""
+    try:
+        return *_rebuilt(model, profile, images, device), None
+    except ConversionError as error:
+        try:
+            return answering(model, profile.output.name).to(device), None, str(error)
+        except ConversionError:
+            raise error from None  # a file that nothing here runs: the first sentence says why
+
+
+def _asks_answers_only(name: str) -> bool:
+    """Whether a method does without gradients, features and a copy of the model."""
+    shown = {Signal.INPUT_GRADIENT, Signal.FEATURES, Signal.NEIGHBOUR_FEATURES}
+    return name != COPIED_TWIN and not registry.method(name).needs.signals & shown
 
 
 def _rebuilt(
@@ -185,9 +213,10 @@ def _tails(
     homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, Fusion.name: SENSITIVE, GradientResidual.name: GRADIENT}
     members = [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
     channels = []
-    for name, weight in WEIGHTS.items():
+    staffed = {name: weight for name, weight in WEIGHTS.items() if name in {home for *_, home in members}}
+    for name, weight in staffed.items():
         voices = [tail.surprise(scores[each.name]) for each, tail, home in members if home == name]
-        channels.append(Channel(name, weight, TailCalibration.fit(torch.stack(voices).amax(0))))
+        channels.append(Channel(name, weight / sum(staffed.values()), TailCalibration.fit(torch.stack(voices).amax(0))))
     return members, channels
 
 
@@ -224,7 +253,6 @@ def _facts(
         "n_b": len(parts.b),
         "fpr": fpr,
         "precision": "float32",
-        "gradients": True,
         "conversion_max_abs_diff": apart,
         "measured": measured,
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 from detectors.ensemble import Ensemble
 from detectors.models.outputs import Task, agreement
 from lab.data import Split
-from lab.development import descend
+from lab.development import Model, descend
 from lab.progress import Watch
 from lab.seeds import seeds_of
 from lab.statistics import clopper_pearson
@@ -25,9 +25,19 @@ def measure(
     fpr: float,
     seed: int,
     levels: tuple[int, ...] = LEVELS,
+    model: Model | None = None,
     watch: Watch = lambda _stage, _share: None,
 ) -> dict[str, Any]:
     """What an ensemble is worth on scans that nothing was fitted on, against a plain attack (PGD, 10 steps).
+
+    Args:
+        ensemble: what is measured.
+        scans: clean, with labels.
+        fpr: p-values up to it are flagged.
+        seed: of the attacks' starts.
+        levels: budgets, in grey levels.
+        model: what the attacks ask; by default the protected model (`logits_of`).
+        watch: told of progress.
 
     Returns:
         False-positive rate with its interval, and for each budget the attack's success and every detector's rate of
@@ -49,7 +59,7 @@ def measure(
         begun = unit[right == 1] if probe.task is Task.MULTICLASS else unit
         for level in levels:
             images, success = descend(
-                logits_of(probe), begun, levels=level, steps=10, device=device, seed=seed, task=probe.task
+                model or logits_of(probe), begun, levels=level, steps=10, device=device, seed=seed, task=probe.task
             )  # fmt: skip
             entry: dict[str, Any] = {"attacked": len(begun), "successes": int(success.sum())}
             if entry["successes"]:

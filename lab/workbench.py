@@ -16,7 +16,7 @@ from detectors.observation import Span, union
 from detectors.probe import Probe
 from gateway.profile import Profile
 from lab.data import DataError
-from lab.development import Attacked, harmless, noisy, simulate, transplanted
+from lab.development import Attacked, Model, harmless, noisy, simulate, transplanted
 from lab.progress import Watch
 from lab.seeds import seeds_of
 
@@ -40,28 +40,34 @@ class Workbench:
         self.classes = len(profile.classes)
         self.seed = seed
         self.watch = watch
-
-    def model(self, unit: Tensor) -> Tensor:
+        self.model: Model = self._answers
         """The protected model: (N, C, H, W), 0 to 1, to logits."""
+
+    def follow(self, guide: Model) -> None:
+        """From now on attacks follow the gradient of this model, where the protected one has none."""
+        self.model = guided(self._answers, guide)
+
+    def _answers(self, unit: Tensor) -> Tensor:
         return to_logits(self.reference(self.span.from_unit(unit)), self.activation, self.task)
 
     def twins(self, images: Tensor, recipes: tuple[Hardening, Hardening]) -> dict[str, CopiedTwin | SmallTwin]:
-        """Two hardened companions of the model."""
+        """Two hardened companions of the model; of one that only answers, the small one alone."""
         unit = self.span.to_unit(images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             small = SmallTwin(images.shape[1], self._width(images), task=self.task).to(self.device)
-        copied = CopiedTwin(self.reference, self.activation, self.span, self.task)
-        return {
-            COPIED_TWIN: harden(
+        hardened: dict[str, CopiedTwin | SmallTwin] = {}
+        if self.reference.gradients:
+            copied = CopiedTwin(self.reference, self.activation, self.span, self.task)
+            hardened[COPIED_TWIN] = harden(
                 copied, self.model, unit, recipe=recipes[0], seed=self.seed + 1, task=self.task,
                 progress=lambda share: self.watch("hardening the copied twin", share),
-            ),
-            SMALL_TWIN: harden(
-                small, self.model, unit, recipe=recipes[1], seed=self.seed + 2, task=self.task,
-                progress=lambda share: self.watch("hardening the small twin", share),
-            ),
-        }  # fmt: skip
+            )  # fmt: skip
+        hardened[SMALL_TWIN] = harden(
+            small, self.model, unit, recipe=recipes[1], seed=self.seed + 2, task=self.task,
+            progress=lambda share: self.watch("hardening the small twin", share),
+        )  # fmt: skip
+        return hardened
 
     def _width(self, images: Tensor) -> int:
         """Number of logits that the model gives."""
@@ -129,9 +135,32 @@ def _together(rounds: Sequence[Attacked]) -> Attacked:
     return found
 
 
-def logits_of(probe: Probe) -> Callable[[Tensor], Tensor]:
-    """The protected model as a function from images, 0 to 1, to logits."""
-    return lambda unit: probe.logits(probe.reference(probe.span.from_unit(unit)))
+def logits_of(probe: Probe) -> Model:
+    """The protected model as a function from images, 0 to 1, to logits; without a gradient, it lends the twin's."""
+
+    def answers(unit: Tensor) -> Tensor:
+        return probe.logits(probe.reference(probe.span.from_unit(unit)))
+
+    twin = probe.twins.get(SMALL_TWIN)
+    if probe.reference.gradients or twin is None:
+        return answers
+    return guided(answers, lambda unit: twin.look(unit)[0])
+
+
+def guided(model: Model, guide: Model) -> Model:
+    """The answers of one model with the gradient of another.
+
+    Papernot et al. 2017, arXiv:1602.02697 (attacks on a substitute); Athalye et al. 2018, arXiv:1802.00420, section
+    4.1 (a backward pass that only approximates).
+    """
+
+    def ask(unit: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return model(unit)
+        followed = guide(unit)
+        return followed + (model(unit) - followed).detach()
+
+    return ask
 
 
 def span_of(profile: Profile) -> Span:

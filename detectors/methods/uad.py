@@ -16,12 +16,12 @@ from torch import Tensor
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
 from detectors.material import Material
-from detectors.methods.twins import COPIED_TWIN
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN
 from detectors.observation import Needs, Observation, Signal
 
 _VARIANCE_KEPT, _COMPONENTS, _SHRINKAGE, _ROUNDS = 0.99, 3, 0.1, 50
-TWIN = COPIED_TWIN
-"""The hardened model whose features are read."""
+TWINS = (COPIED_TWIN, SMALL_TWIN)
+"""The hardened models whose features may be read, the best first: a model that only answers has no copy."""
 
 
 class FeatureDensity:
@@ -41,9 +41,10 @@ class FeatureDensity:
     def fit(cls, material: Material) -> Self:
         """Fit on the hardened features of clean scans."""
         seen = material.look(material.clean, cls.needs)
-        if TWIN not in seen.twin_features:
-            raise InputError(f"{cls.name} needs the features of {TWIN}")
-        return cls.of(seen.twin_features[TWIN], seen.groups, seen.group_count)
+        features = _hardened(seen)
+        if features is None:
+            raise InputError(f"{cls.name} needs the features of a hardened twin")
+        return cls.of(features, seen.groups, seen.group_count)
 
     @classmethod
     def of(cls, features: Tensor, classes: Tensor, count: int) -> Self:
@@ -74,10 +75,11 @@ class FeatureDensity:
         Raises:
             NotFittedError: the observation has no features of the hardened model.
         """
-        if TWIN not in seen.twin_features:
+        found = _hardened(seen)
+        if found is None:
             raise NotFittedError(self.name)
         fit = {name: value.to(seen.images.device) for name, value in self._state.items()}
-        features = (seen.twin_features[TWIN].double() - fit["centre"]) / fit["spread"] @ fit["axes"].T
+        features = (found.double() - fit["centre"]) / fit["spread"] @ fit["axes"].T
         c = seen.groups
         density = _log_density(features, fit["weights"][c], fit["means"][c], fit["precisions"][c], fit["log_dets"][c])
         return Score(self.name, -density)
@@ -90,6 +92,11 @@ class FeatureDensity:
     def from_state(cls, state: dict[str, Tensor]) -> Self:
         """The fitted detector again."""
         return cls(state)
+
+
+def _hardened(seen: Observation) -> Tensor | None:
+    """(N, D) features of the best twin there is."""
+    return next((seen.twin_features[name] for name in TWINS if name in seen.twin_features), None)
 
 
 def _log_density(x: Tensor, weights: Tensor, means: Tensor, precisions: Tensor, log_dets: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from enum import Enum, unique
 import torch
 from torch import Tensor
 
+from detectors.errors import ConversionError
+from detectors.models.answers import AnswersOnly
 from detectors.models.exported import from_export
 from detectors.models.model import ReferenceModel
 from detectors.models.reference import Reference, conversion_difference
@@ -52,6 +54,18 @@ def rebuilt(model: bytes, output: str | None = None) -> ReferenceModel:
     return from_export(model) if kind is Kind.EXPORTED else Reference.from_onnx(model, output)
 
 
+def answering(model: bytes, output: str | None = None) -> ReferenceModel:
+    """A model that answers and no more, for a file that cannot be rebuilt.
+
+    Raises:
+        ConversionError: no ONNX file, or one with external data or custom operators, which nothing here runs.
+    """
+    kind = Kind.of(model)
+    if kind is not Kind.ONNX:
+        raise ConversionError(f"a {kind.value} file that cannot be rebuilt cannot be run here either")
+    return AnswersOnly.from_onnx(model, output)
+
+
 def difference(reference: ReferenceModel, model: bytes, images: Tensor) -> float | None:
     """The largest difference between a rebuilt model and the runtime of its kind of file, on the CPU.
 
@@ -61,9 +75,11 @@ def difference(reference: ReferenceModel, model: bytes, images: Tensor) -> float
         images: (N, C, H, W) float32, as the model takes them; N at least 1.
 
     Returns:
-        Largest absolute difference of any output value; None for torch.export, whose graph has no other runtime
-        here: the reference calls the very operators that the file names.
+        Largest absolute difference of any output value; None for a model that only answers, and for torch.export,
+        whose graph has no other runtime here: the reference calls the very operators that the file names.
     """
+    if not reference.gradients:
+        return None
     kind = Kind.of(model)
     if kind is Kind.ONNX:
         assert isinstance(reference, Reference)

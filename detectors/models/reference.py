@@ -58,7 +58,7 @@ class Reference(nn.Module):
         self._nodes = [_read(node, opset) for node in graph.node]
         self._shape = _input_shape(graph)
         self.input_name = self._shape[0]
-        self.output_name = _output(graph, output)
+        self.output_name = output_of(graph, output)
         self._register(graph)
         self._fold()
         self._places = [self._locate(node) for node in self._nodes]
@@ -81,7 +81,7 @@ class Reference(nn.Module):
         Raises:
             ConversionError: not ONNX, external data, an operator or an opset that the table does not have.
         """
-        proto = _parse(model)
+        proto = parse(model)
         opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
         if opset not in OPSETS:
             raise ConversionError(f"opset {opset} is outside {OPSETS.start} to {OPSETS.stop - 1}")
@@ -258,7 +258,7 @@ def conversion_difference(reference: Reference, model: bytes, images: Tensor) ->
     return float((actual - torch.cat([torch.from_numpy(part) for part in expected])).abs().max())
 
 
-def _parse(model: bytes) -> onnx.ModelProto:
+def parse(model: bytes) -> onnx.ModelProto:
     """Read and refuse: only plain, self-contained graphs of standard operators pass."""
     try:
         proto = onnx.load_model_from_string(model)
@@ -323,7 +323,7 @@ def _input_shape(graph: onnx.GraphProto) -> tuple[str, int | None]:
     return images[0].name, batch or None
 
 
-def _output(graph: onnx.GraphProto, name: str | None) -> str:
+def output_of(graph: onnx.GraphProto, name: str | None) -> str:
     """The output to compute."""
     names = [value.name for value in graph.output]
     if name is not None and name not in names:

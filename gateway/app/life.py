@@ -142,6 +142,8 @@ class App:
         self._served = Served(plan, engine, upstreams, service)
         records.throttle.configure(plan.config.limits)
         _say_age(records.metrics, plan)
+        for model in _gradient_free(plan):
+            _log.warning("gradient_free", model=model)
         _log.info("serving", config_sha256=settings, count=len(plan.config.routes))
         if before is not None:
             self._retire(before, plan.config.receivers.work_s_max)
@@ -256,14 +258,26 @@ class App:
             engine.close()
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> list[str]:
     """Find whatever would keep `serve` from starting, short of ports and the detection worker; writes nothing.
+
+    Returns:
+        Sentences on what can be served, and should be known.
 
     Raises:
         ConfigError: names each mistake by its key.
     """
     plan = Plan.of(config)
     Upstreams.of(config, plan.models, Metrics())
+    return [
+        f"models.{name}: gradient-free: its detectors compare answers alone (docs/models.md)"
+        for name in _gradient_free(plan)
+    ]
+
+
+def _gradient_free(plan: Plan) -> list[str]:
+    """Names of the models whose detectors were fitted without gradients: weaker, so nobody shall overlook it."""
+    return [name for name, model in plan.models.items() if not model.gradients]
 
 
 def _say_age(metrics: Metrics, plan: Plan) -> None:

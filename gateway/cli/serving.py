@@ -28,5 +28,6 @@ def serve(*, config: Path, ready_file: Path | None) -> None:
 @click.argument("file", type=_FILE)
 def check_config(*, file: Path) -> None:
     """Check a configuration and everything it names; exit 2 where it cannot be served."""
-    check(Config.load(file))
+    for remark in check(Config.load(file)):
+        click.echo(remark, err=True)
     click.echo(f"{file}: can be served", err=True)
