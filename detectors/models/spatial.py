@@ -93,9 +93,14 @@ def max_pool(node: Node, x: Tensor) -> Tensor:
         raise node.refuse("its second output, the indices, is not supported")
     kernel = node.get("kernel_shape")
     ones = [1] * len(kernel)
+    (before, _), sizes = padding(node, x, kernel), x.shape[2:]
     x, pad = even(node, x, kernel, -torch.inf)
     stride, dilation = node.get("strides") or ones, node.get("dilations") or ones
-    return _MAX_POOL[x.ndim](x, kernel, stride, pad, dilation, bool(node.get("ceil_mode", 0)))
+    largest = _MAX_POOL[x.ndim](x, kernel, stride, pad, dilation, bool(node.get("ceil_mode", 0)))
+    for axis, (size, first, step) in enumerate(zip(sizes, before, stride, strict=True), start=2):
+        starts = -(-(size + first) // step)  # a window that begins in the padding behind is none
+        largest = largest.narrow(axis, 0, min(largest.shape[axis], starts))
+    return largest
 
 
 @operator("AveragePool")
@@ -107,8 +112,8 @@ def average_pool(node: Node, x: Tensor) -> Tensor:
         raise node.refuse("dilated windows are not supported")
     before, after = padding(node, x, kernel)
     counted = bool(node.get("count_include_pad", 0))
-    if before != after and not counted:
-        raise node.refuse("uneven padding that does not count is not supported")
+    if before != after and (not counted or node.get("ceil_mode", 0)):
+        raise node.refuse("uneven padding that does not count, or with ceil_mode, is not supported")
     x, pad = even(node, x, kernel, 0.0)
     return _AVERAGE_POOL[x.ndim](x, kernel, node.get("strides") or ones, pad, bool(node.get("ceil_mode", 0)), counted)
 

@@ -73,7 +73,7 @@ class ModelConfig(Table):
 
     profile: File
     model: File
-    """ONNX, one file."""
+    """One file: ONNX; for models that only a server serves also TorchScript or torch.export."""
     detectors: Directory
     """Artefact directory, as `scanward-lab fit` wrote it."""
     kserve: KServeConfig | None = None
