@@ -91,8 +91,6 @@ class AtenReference(nn.Module):
         for name, tensor in weights.items():
             real = tensor.is_floating_point()
             tensor = tensor.detach().clone().float() if real else tensor.detach().clone()  # noqa: PLW2901
-            if tensor.ndim == 4:
-                tensor = tensor.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901
             if real and tensor.numel() > 1 and name not in fixed:
                 self.register_parameter(self._keys[name], nn.Parameter(tensor, requires_grad=False))
             else:
@@ -122,6 +120,7 @@ class AtenReference(nn.Module):
         unknown = set(taps) - set(self.value_names)
         if unknown:
             raise InputError(f"no call gives {sorted(unknown)}")
+        x = x.contiguous()  # a file may look at memory as it lies: `view`
         values: dict[str, Any] = {self.input_name: x.clone() if self._mutates else x}
         kept: dict[str, Tensor] = {}
         for call in self._block.calls:

@@ -17,7 +17,7 @@ from detectors.models.operators import HANDLERS, Node, numbers
 from detectors.models.taps import default_taps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 OPSETS = range(11, 24)
 """Versions of the operator set whose semantics the table implements."""
@@ -268,13 +268,28 @@ def parse(model: bytes) -> onnx.ModelProto:
         proto = onnx.inliner.inline_local_functions(proto)
     if not proto.graph.output or not proto.graph.node:
         raise ConversionError("the model has no graph")
-    for initializer in proto.graph.initializer:
-        if initializer.data_location == onnx.TensorProto.EXTERNAL or initializer.external_data:
-            raise ConversionError(f"initializer {initializer.name!r} lies outside the file: external data is refused")
-    for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            raise ConversionError(f"operator {node.domain}.{node.op_type}, node {node.name!r}: custom, refused")
+    for graph in _graphs(proto.graph):
+        tensors = [*graph.initializer]
+        for sparse in graph.sparse_initializer:
+            tensors += [sparse.values, sparse.indices]
+        for node in graph.node:
+            if node.domain not in ("", "ai.onnx"):
+                raise ConversionError(f"operator {node.domain}.{node.op_type}, node {node.name!r}: custom, refused")
+            tensors += [tensor for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)]
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+                raise ConversionError(f"tensor {tensor.name!r} lies outside the file: external data is refused")
     return proto
+
+
+def _graphs(graph: onnx.GraphProto) -> "Iterator[onnx.GraphProto]":
+    """The graph, and those of its branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _graphs(inner)
 
 
 def _read(node: onnx.NodeProto, opset: int) -> Node:
@@ -283,8 +298,6 @@ def _read(node: onnx.NodeProto, opset: int) -> Node:
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
-            if value.data_location == onnx.TensorProto.EXTERNAL:
-                raise ConversionError(f"operator {node.op_type}, node {node.name!r}: external data is refused")
             value = torch.from_numpy(numpy_helper.to_array(value).copy())
         attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
     read = Node(node.op_type, node.name, tuple(node.input), tuple(node.output), attributes, opset)

@@ -122,6 +122,23 @@ def test_the_difference_from_torchs_own_run_is_measured_where_there_is_one(model
     assert apart is None or apart < 1e-5
 
 
+def test_images_may_lie_in_memory_as_they_please() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Conv2d(2, 3, 3), nn.Linear(108, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return self.head(y.view(y.size(0), -1))
+
+    network, images = Viewing().eval(), torch.rand(2, 2, 8, 8)
+    with conversion.quietly():
+        reference = rebuilt(saved(torch.jit.trace(network, images)))
+
+    assert torch.allclose(reference(images.to(memory_format=torch.channels_last)), network(images), atol=1e-6)
+
+
 def test_a_scripted_network_with_branches_is_rebuilt(network: nn.Module) -> None:
     with conversion.quietly():
         model = saved(torch.jit.script(network))

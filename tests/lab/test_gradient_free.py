@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from detectors.artifact import Artefact
 from detectors.errors import ConversionError, InputError
@@ -114,3 +115,25 @@ def test_what_is_forbidden_is_not_run_for_answers_either(opaque: bytes) -> None:
     for way in (rebuilt, answering):
         with pytest.raises(ConversionError, match=r"com\.acme"):
             way(custom)
+
+
+@pytest.mark.parametrize("what", ["operator", "data"])
+def test_what_is_forbidden_is_not_run_inside_a_branch_either(what: str) -> None:
+    """onnxruntime would open the file that a branch names."""
+    weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
+    if what == "data":
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="weights.bin")
+    node = helper.make_node(
+        "Add" if what == "data" else "Fancy", ["x", "w"], ["z"], domain="" if what == "data" else "a"
+    )
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2])
+    side = helper.make_graph([node], "side", [], [out], [weight])
+    always = numpy_helper.from_array(np.array(True), "always")
+    fork = helper.make_node("If", ["always"], ["y"], then_branch=side, else_branch=side)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")]
+    whole = helper.make_graph([fork], "g", ends[:1], ends[1:], [always])
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("a", 1)])
+
+    with pytest.raises(ConversionError, match="refused"):
+        answering(model.SerializeToString())
