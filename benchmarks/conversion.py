@@ -58,7 +58,7 @@ def main() -> int:
                     print(f"{shape}, {exporter}, opset {opset}: {error}", file=sys.stderr)
                     refused.append(opset)
             whole = whole and not refused
-            told = f"{done[0]} to {done[-1]}" if done and done[0] else "" if done else "none"
+            told = f"{done[0]} to {done[-1]}" if done and done[0] else "-" if done else "none"
             told += f"; NOT CONVERTED: {refused}" if refused else ""
             worst = [max(each.output for each in found), max(each.gradient for each in found)] if found else []
             print(

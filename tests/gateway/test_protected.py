@@ -74,6 +74,17 @@ def trust(tmp_path: Path, **settings: bool) -> ArtefactTrust:
     return ArtefactTrust(public_keys=(pem,), **settings)
 
 
+@pytest.mark.parametrize(
+    ("said", "gradients"), [({}, True), ({"gradients": True}, True), ({"gradients": False}, False)]
+)
+def test_a_gradient_free_artefact_is_known_as_one(
+    config: ModelConfig, tmp_path: Path, said: dict[str, bool], gradients: bool
+) -> None:
+    seal(config.detectors, manifest(**said))
+
+    assert ProtectedModel.load("m", config, trust(tmp_path)).gradients is gradients
+
+
 def test_reads_each_part_once_and_names_it_by_digest(config: ModelConfig, tmp_path: Path) -> None:
     model = ProtectedModel.load("ct", config, trust(tmp_path))
     assert model.shape == (1, 4, 6)
