@@ -86,7 +86,7 @@ stubs: install ## Regenerate gateway/api from proto/ (OUT=DIR: elsewhere)
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
 		$$(find proto -name '*.proto')
 
-bench: install system ## Measure speed beside its limits and peers; writes docs/benchmarks.md
+bench: install system $(PEERS)/denoisers/.installed ## Measure speed beside its limits and peers; writes docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
 soak: install ## Half an hour at 70 % load, then 200 kills; writes docs/soak.png (SECONDS=1800 KILLS=200)

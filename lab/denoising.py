@@ -20,12 +20,12 @@ from detectors.denoisers.training import Goal, closeness, guidance, stability
 from detectors.denoisers.unet import StableUNet
 from detectors.denoisers.windowed import Windowed
 from detectors.models.kinds import rebuilt
-from detectors.models.outputs import decided, margin
+from detectors.models.outputs import Task, decided, margin
 from detectors.observation import LEVEL
 from detectors.perturb import ascend
 from gateway.profile import Profile
 from lab.data import DataError, Split
-from lab.development import descend
+from lab.development import on_grid, storable
 from lab.progress import Watch
 from lab.statistics import clopper_pearson
 from lab.workbench import BATCH, Workbench, staged
@@ -128,7 +128,7 @@ def measure(
     found = {}
     with staged(bench.watch, "attacking the model", len(levels)) as done:
         for level in levels:
-            found[level] = _attack(bench, bench.model, start, level, steps)
+            found[level] = _attack(bench, bench.model, start, labels, level, steps)
             done()
     effects = []
     filters: dict[str, Filter] = {"none": _same, **denoisers}
@@ -140,7 +140,7 @@ def measure(
             oblivious, informed = {}, {}
             for level in levels:
                 oblivious[level] = _accuracy(through, found[level], labels, bench.device)
-                own = _attack(bench, through, start, level, steps) if name in denoisers else found[level]
+                own = _attack(bench, through, start, labels, level, steps) if name in denoisers else found[level]
                 informed[level] = _accuracy(through, own, labels, bench.device)
                 done()
             surrogate = denoisers[name].surrogate if name in denoisers else None
@@ -213,16 +213,16 @@ def _attacked(bench: Workbench, unit: Tensor) -> Tensor:
             with torch.no_grad():
                 decision = decided(bench.model(clean), bench.task)
             eps = 4 * LEVEL
-            loss = partial(_doubt, bench, decision)
+            loss = partial(_doubt, bench.model, decision, task=bench.task)
             changed = ascend(clean, loss, eps=eps, steps=3, size=eps / 2, low=0.0, high=1.0, generator=noise)
             parts.append(changed.cpu())
             done()
     return torch.cat(parts)
 
 
-def _doubt(bench: Workbench, decision: Tensor, unit: Tensor) -> Tensor:
-    """(N,) how little the model holds a decision on images (N, C, H, W), 0 to 1."""
-    return -margin(bench.model(unit), decision, bench.task)
+def _doubt(model: Filter, decision: Tensor, unit: Tensor, task: Task = Task.MULTICLASS) -> Tensor:
+    """(N,) how little a model holds a decision on images (N, C, H, W), 0 to 1."""
+    return -margin(model(unit), decision, task)
 
 
 def _through(bench: Workbench, denoise: Filter) -> Filter:
@@ -234,8 +234,16 @@ def _same(images: Tensor) -> Tensor:
     return images
 
 
-def _attack(bench: Workbench, model: Filter, unit: Tensor, level: int, steps: int) -> Tensor:
-    return descend(model, unit, levels=level, steps=steps, device=bench.device, seed=bench.seed + 99)[0]
+def _attack(bench: Workbench, model: Filter, unit: Tensor, labels: Tensor, level: int, steps: int) -> Tensor:
+    """Away from the right answers, whatever the model says of the clean images."""
+    generator = torch.Generator(bench.device).manual_seed(bench.seed + 99)
+    eps, fine, parts = level * LEVEL, not on_grid(unit), []
+    for part, of in zip(torch.split(unit, BATCH), torch.split(labels, BATCH), strict=True):
+        clean, right = part.to(bench.device), of.to(bench.device)
+        loss = partial(_doubt, model, right)
+        changed = ascend(clean, loss, eps=eps, steps=steps, size=eps / 4, low=0.0, high=1.0, generator=generator)
+        parts.append(storable(changed, clean, fine=fine).cpu())
+    return torch.cat(parts)
 
 
 def _answers(model: Filter, unit: Tensor, device: torch.device) -> Tensor:

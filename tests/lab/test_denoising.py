@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from detectors.denoisers.lowpass import LowPass
 from detectors.denoisers.registry import KINDS
 from gateway.profile import Profile
 from lab import data, denoiser_results, denoising
@@ -97,6 +98,21 @@ def test_an_attacker_who_knows_of_the_denoiser_does_better(site: Path) -> None:
 
     for found, level in ((jpeg, 4), (wavelet, 4), (lowpass, 8)):
         assert found.informed[level]["rate"] < found.oblivious[level]["rate"] - 0.1, found.name
+
+
+def test_what_a_denoiser_spoils_by_itself_is_not_won_back_by_the_attack(site: Path) -> None:
+    """An informed attacker leads away from what is right, also where the denoised clean scan is read wrongly."""
+    profile = Profile.load(site / "profile.toml")
+    scans = data.load(site / "data.npz", profile)
+    bench = denoising.bench(
+        (site / "model.onnx").read_bytes(), profile, torch.device("cpu"), 0, lambda _stage, _share: None
+    )
+    blind = {"lowpass": LowPass(bench.span, sigma_pixels=1.7)}  # just enough to miss the stripes
+
+    _, found = denoising.measure(bench, blind, scans.test, attacked=40, levels=(4,))
+
+    assert 0.4 < found.clean["rate"] < 0.6
+    assert found.informed[4]["rate"] <= found.clean["rate"]
 
 
 def test_all_that_learn_are_trained_towards_their_own_goal(site: Path) -> None:
