@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUF := @bufbuild/buf@1.75.0
 NPM_DIR := .cache/npm
-SYSTEM_PACKAGES := dcmtk faketime orthanc orthanc-dicomweb postgresql prometheus softhsm2 systemd
-SYSTEM_COMMANDS := Orthanc dcmsign faketime pg_createcluster prometheus promtool softhsm2-util systemd-analyze
+SYSTEM_PACKAGES := dcmtk faketime orthanc orthanc-dicomweb postgresql prometheus rsyslog rsyslog-gnutls \
+	rsyslog-openssl softhsm2 systemd
+SYSTEM_COMMANDS := Orthanc dcmsign faketime pg_createcluster prometheus promtool rsyslogd softhsm2-util systemd-analyze
 PEERS := .cache/peers
 MINUTES ?= 3
 SECONDS ?= 1800
@@ -40,7 +41,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 	@$(BIN)/python -m pip list --format freeze 2>/dev/null | wc -l | xargs -I{} echo "installed: {} distributions"
 
-system: ## Install what tests compare with: DCMTK, Orthanc, PostgreSQL, Prometheus, systemd's checker, SoftHSM for keys in hardware
+system: ## Install what tests compare with: DCMTK, Orthanc, PostgreSQL, Prometheus, rsyslog, systemd's checker, SoftHSM for keys in hardware
 	@if (for name in $(SYSTEM_COMMANDS); do command -v $$name >/dev/null || exit 1; done); then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing $(SYSTEM_PACKAGES)"; \

@@ -28,6 +28,7 @@ SKIPS_AT_A_DESK = (
     "needs orthanc",
     "needs postgresql",
     "needs prometheus",
+    "needs rsyslog",
     "needs softhsm",
     "needs systemd",
     "needs mlserver",

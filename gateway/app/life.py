@@ -24,9 +24,9 @@ from gateway.app.doors import open_dicom_door, open_web_door
 from gateway.app.plan import Plan
 from gateway.app.preconditions import DISTRIBUTION, allow_descriptors, refuse_foreign_owners
 from gateway.app.trusted import revocation_files
-from gateway.app.watches import Draughtsman, Expiry, MaterialWatch
+from gateway.app.watches import Draughtsman, Expiry, MaterialWatch, tend
+from gateway.audit.collectors import Collector
 from gateway.audit.record import Started
-from gateway.audit.tending import tending
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError, GatewayError
 from gateway.pixels.decode import Decompressor
@@ -114,7 +114,7 @@ class App:
             receiver.ready(True)
             records.metrics.ready(True)
             closing.enter_context(Expiry(lambda: self._service().review))
-            closing.enter_context(tending(plan.config.audit, plan.keys.checkpoints, records.audit))
+            closing.enter_context(tend(plan, records))
             closing.enter_context(Draughtsman(records.wanted, lambda: self._service().heat_maps))
             closing.enter_context(MaterialWatch(self._plan, lambda: self._signals.put(_MATERIAL)))
             self._say_ready(addresses)  # (6)
@@ -269,6 +269,8 @@ def check(config: Config) -> list[str]:
     """
     plan = Plan.of(config)
     Upstreams.of(config, plan.models, Metrics())
+    for collector in config.audit.collectors:
+        Collector.of(collector)
     return [
         f"models.{name}: gradient-free: its detectors compare answers alone (docs/models.md)"
         for name in _gradient_free(plan)

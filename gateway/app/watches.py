@@ -1,14 +1,17 @@
-"""What the process sees to while it serves, each from a thread of its own: revocation files, old scans, heat maps."""
+"""What is seen to while it serves, each in a thread of its own: revocation files, old scans, heat maps, the log."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import structlog
 
+from gateway.app.assembly import Records
 from gateway.app.plan import Plan
 from gateway.app.trusted import revocation_files
+from gateway.audit.tending import tending
 from gateway.heat_maps import HeatMaps, Wanted
 from gateway.review import Review
 
@@ -93,3 +96,16 @@ class Draughtsman:
         while not self._stop.is_set():
             if (identity := self._wanted.take(_WANTED_LOOK_S)) is not None:
                 self._heat_maps().draw_wanted(identity)
+
+
+def tend(plan: Plan, records: Records) -> AbstractContextManager[None]:
+    """Do for the block what the configuration says is done with the log; raises `ConfigError` when it is entered."""
+    dimse = plan.config.receivers.dimse
+    return tending(
+        plan.config.audit,
+        records.audit,
+        keys=plan.keys.checkpoints,
+        directory=plan.config.storage.directory,
+        ae_titles=() if dimse is None else tuple(dimse.routes),
+        metrics=records.metrics,
+    )

@@ -44,8 +44,9 @@ _APPLICATION_START = _Code("110120", "Application Start")
 _NODE_AUTHENTICATION = _Code("110126", "Node Authentication")
 _RESTRICTED_FUNCTION = _Code("110132", "Use of Restricted Function")
 _APPLICATION = _Code("110150", "Application")
+_SOURCE = _Code("source", "Configured Source", _OWN_CODES)
+"""A caller by the name that the configuration gives it; a Node ID would have to be a host name or an address."""
 _URI = _Code("12", "URI", "RFC-3881")
-_NODE_ID = _Code("110182", "Node ID")
 
 _ACTS = frozenset({"shown", "agreed", "confirmed", "released"})
 """What a person did with a held scan."""
@@ -55,13 +56,25 @@ _ALERTS = frozenset({"decided", "study", "refused", "failed", "alarmed", "drifte
 """What the gateway found or could not do; `decided` and `study` where they were not admitted."""
 
 
-def message_of(line: dict[str, Any], *, origin: str, source_id: str) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who says it: AuditSourceIdentification, and the gateway as an ActiveParticipant."""
+
+    source_id: str = "scanward"
+    """AuditSourceID, the name by which the hospital knows this gateway."""
+    site_id: str | None = None
+    """AuditEnterpriseSiteID."""
+    ae_titles: tuple[str, ...] = ()
+    """By which DICOM nodes know it (AlternativeUserID, PS3.15 A.5.2.2)."""
+
+
+def message_of(line: dict[str, Any], *, origin: str, sender: Sender) -> bytes | None:
     """The audit message of one exported line, as XML without line breaks; None where none fits.
 
     Args:
         line: of `export.lines`.
         origin: the log's own name.
-        source_id: AuditSourceID, the name by which the hospital knows this gateway.
+        sender: this gateway.
     """
     record = line["record"]
     kind = record.get("kind")
@@ -80,8 +93,9 @@ def message_of(line: dict[str, Any], *, origin: str, source_id: str) -> bytes | 
     else:
         return None
     root = event.message(record)
-    _participants(root, record, source_id)
-    source = Xml.SubElement(root, "AuditSourceIdentification", {"AuditSourceID": source_id})
+    _participants(root, record, event, sender)
+    site = {} if sender.site_id is None else {"AuditEnterpriseSiteID": sender.site_id}
+    source = Xml.SubElement(root, "AuditSourceIdentification", {**site, "AuditSourceID": sender.source_id})
     Xml.SubElement(source, "AuditSourceTypeCode", {"csd-code": _APPLICATION_SERVER})
     if event.id is not _APPLICATION_ACTIVITY:
         _object(root, line, event, origin)
@@ -89,11 +103,11 @@ def message_of(line: dict[str, Any], *, origin: str, source_id: str) -> bytes | 
     return message
 
 
-def export_atna(log: LogReader, out: TextIO, period: Period = ALWAYS, *, source_id: str) -> int:
+def export_atna(log: LogReader, out: TextIO, period: Period = ALWAYS, *, sender: Sender) -> int:
     """Write a message a line for every record that has one; returns how many."""
     count = 0
     for line in lines(log, period):
-        message = message_of(line, origin=log.origin, source_id=source_id)
+        message = message_of(line, origin=log.origin, sender=sender)
         if message is not None:
             out.write(message.decode() + "\n")
             count += 1
@@ -121,12 +135,17 @@ class _Event:
         return root
 
 
-def _participants(root: Xml.Element, record: dict[str, Any], source_id: str) -> None:
-    """The gateway, and before it whoever made it act, by the name that the configuration gives him."""
+def _participants(root: Xml.Element, record: dict[str, Any], event: _Event, sender: Sender) -> None:
+    """The gateway, and before it whoever made it act, by the name that the configuration gives him.
+
+    In a Security Alert the gateway is who reports, and nobody is a requestor (A.5.3.11); else the caller is one.
+    """
     if caller := record.get("by") or record.get("source"):
-        Xml.SubElement(root, "ActiveParticipant", {"UserID": _printable(caller), "UserIsRequestor": "true"})
-    gateway = Xml.SubElement(root, "ActiveParticipant", {"UserID": source_id, "UserIsRequestor": "false"})
-    _APPLICATION.put(gateway, "RoleIDCode")
+        requestor = "false" if event.id is _SECURITY_ALERT else "true"
+        Xml.SubElement(root, "ActiveParticipant", {"UserID": _printable(caller), "UserIsRequestor": requestor})
+    titles = {"AlternativeUserID": "AETITLES=" + ";".join(sender.ae_titles)} if sender.ae_titles else {}
+    attributes = {"UserID": sender.source_id, **titles, "UserIsRequestor": "false"}
+    _APPLICATION.put(Xml.SubElement(root, "ActiveParticipant", attributes), "RoleIDCode")
 
 
 def _object(root: Xml.Element, line: dict[str, Any], event: _Event, origin: str) -> None:
@@ -137,7 +156,7 @@ def _object(root: Xml.Element, line: dict[str, Any], event: _Event, origin: str)
     elif digest := record.get("scan_sha256"):
         identifier, type_code, name = _named_by_digest(str(digest)), _URI, "Scan"
     else:
-        identifier, type_code, name = _printable(record.get("source") or origin), _NODE_ID, "Node"
+        identifier, type_code, name = _printable(record.get("source") or origin), _SOURCE, "Source"
     attributes = {
         "ParticipantObjectID": identifier,
         "ParticipantObjectTypeCode": _SYSTEM,

@@ -99,7 +99,7 @@ def export(
         if format_ == "jsonl":
             count = exporting.export_jsonl(log, file, period)
         else:
-            count = atna.export_atna(log, file, period, source_id=source_id)
+            count = atna.export_atna(log, file, period, sender=atna.Sender(source_id))
     click.echo(f"{count} records written to {out} ({format_})", err=True)
 
 

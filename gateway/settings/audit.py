@@ -6,7 +6,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from gateway.settings.fields import File, Name, OwnDirectory, SecretFile, Table, Url
+from gateway.settings.fields import Address, File, Name, OwnDirectory, SecretFile, Table, Url
+
+Identifier = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[!-~]+( [!-~]+)*$")]
+"""What XML and people can read: printable ASCII, single spaces inside."""
 
 
 class AnchorConfig(Table):
@@ -29,6 +32,23 @@ class AnchorConfig(Table):
         return self
 
 
+class CollectorConfig(Table):
+    """An audit repository (IHE ATNA) that takes audit messages by syslog over TLS; each side has a certificate."""
+
+    name: Name
+    address: Address
+    """HOST:PORT; the host must stand in the collector's certificate."""
+    roots: File
+    """Authorities of the collector's certificate, PEM."""
+    certificate: File
+    """The gateway's own."""
+    private_key: SecretFile
+    source_id: Identifier
+    """AuditSourceID: by which name the hospital knows this gateway."""
+    site_id: Identifier | None = None
+    """AuditEnterpriseSiteID."""
+
+
 class AuditConfig(Table):
     """The audit log; without this table it is a file in the storage directory."""
 
@@ -42,10 +62,13 @@ class AuditConfig(Table):
     """Records older than this are pruned, on record; without it, all are kept."""
     anchors: tuple[AnchorConfig, ...] = ()
     """Each gets every checkpoint, or the newest of those that it was not there for."""
+    collectors: tuple[CollectorConfig, ...] = ()
+    """Each gets an audit message for every record that has one. Of several gateways that share a log, one is enough."""
 
     @model_validator(mode="after")
     def _each_by_its_name(self) -> Self:
-        names = [anchor.name for anchor in self.anchors]
-        if len(set(names)) < len(names):
-            raise ValueError("two anchors have one name")
+        for what, each in (("anchors", self.anchors), ("collectors", self.collectors)):
+            names = [one.name for one in each]
+            if len(set(names)) < len(names):
+                raise ValueError(f"two {what} have one name")
         return self

@@ -101,6 +101,12 @@ class Metrics:
 
     def _of_the_log(self, registry: CollectorRegistry) -> None:
         self._records = Counter("scanward_audit_records", "Records made durable in the audit log", registry=registry)
+        self._collector_lag = Gauge(
+            "scanward_audit_collector_lag_seconds",
+            "Age of the oldest record that this collector of audit messages does not have; 0 where it has all",
+            ["collector"],
+            registry=registry,
+        )
         self._anchored = Gauge(
             "scanward_audit_anchor_age_seconds",
             "Seconds since the newest checkpoint that this anchor holds was signed; NaN before the first",
@@ -216,6 +222,10 @@ class Metrics:
     def anchored_at(self, anchor: str, seconds: float | None) -> None:
         """Note when the newest checkpoint that a configured anchor holds was signed, in seconds since the epoch."""
         self._anchored.labels(anchor).set_function(partial(self._age, seconds))
+
+    def collector_lag(self, collector: str, since: Callable[[], float | None]) -> None:
+        """Read at each scrape how long a configured collector has been waiting for a record; 0 where it has all."""
+        self._collector_lag.labels(collector).set_function(lambda: 0.0 if (at := since()) is None else self._age(at))
 
     def replay_rows(self, count: int) -> None:
         """Set how many rows the replay ledger has."""

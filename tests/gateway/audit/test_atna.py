@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from gateway.audit.atna import export_atna, message_of
+from gateway.audit.atna import Sender, export_atna, message_of
 from gateway.audit.places import open_reader
 from gateway.audit.record import Inspected, Refused, Started
 
 SCHEMA = etree.RelaxNG(etree.parse(str(Path(__file__).with_name("audit-message.rng"))))
+SENDER = Sender("gateway-1", "hospital", ("SCANWARD", "SCANWARD_ARCH"))
 AT = "2026-05-04T12:00:00.123456Z"
 DIGEST = "00ff" * 16
 SCAN = {"scan_sha256": DIGEST, "route": "chest", "source": "ct-1"}
@@ -40,7 +41,7 @@ MESSAGES = {
 
 def _message(kind: str, facts: dict) -> etree._Element | None:
     line = {"index": 7, "leaf": DIGEST, "record": {"schema": 1, "kind": kind, "at": AT, **facts}}
-    made = message_of(line, origin="scanward-audit/one", source_id="gateway-1")
+    made = message_of(line, origin="scanward-audit/one", sender=SENDER)
     return None if made is None else etree.fromstring(made)
 
 
@@ -79,7 +80,30 @@ def test_a_scan_is_named_by_its_digest_and_an_act_by_its_person():
     digest = scan.get("ParticipantObjectID").removeprefix("ni:///sha-256;")
     assert base64.urlsafe_b64decode(digest + "=").hex() == DIGEST
     person = message.find("ActiveParticipant")
-    assert (person.get("UserID"), person.get("UserIsRequestor")) == ("dr-w", "true")
+    assert person.get("UserID") == "dr-w"
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_nobody_is_the_requestor_of_an_alert_and_a_reader_is_of_his_reading(kind):
+    """A.5.3.11: UserIsRequestor of those who performed what is reported shall be false."""
+    found = [each.get("UserIsRequestor") for each in _message(kind, MESSAGES[kind][0]).findall("ActiveParticipant")]
+    assert found[-1] == "false"
+    assert found[:-1] == ["true" if kind == "inspected" else "false"] * (len(found) - 1)
+
+
+def test_the_gateway_names_its_ae_titles_and_its_site():
+    """A.5.3.1 and A.5.2.2: a process that speaks DICOM names its AE titles."""
+    message = _message("started", MESSAGES["started"][0])
+    assert message.find("ActiveParticipant").get("AlternativeUserID") == "AETITLES=SCANWARD;SCANWARD_ARCH"
+    assert message.find("AuditSourceIdentification").get("AuditEnterpriseSiteID") == "hospital"
+
+
+def test_a_caller_is_the_subject_by_its_configured_name():
+    """A Node ID would have to be a host name or an address, which the log does not hold (A.5.3.11)."""
+    subject = _message("refused", MESSAGES["refused"][0]).find("ParticipantObjectIdentification")
+    code = subject.find("ParticipantObjectIDTypeCode")
+    assert (code.get("csd-code"), code.get("codeSystemName")) == ("source", "99SCANWARD")
+    assert subject.get("ParticipantObjectID") == "anonymous"
 
 
 def test_an_alert_says_what_happened_and_where_it_stands_in_the_log():
@@ -114,7 +138,7 @@ def test_a_log_is_exported_a_message_a_line(open_log, sqlite_place):
     log.close()
     out = io.StringIO()
     with open_reader(sqlite_place.name) as reader:
-        assert export_atna(reader, out, source_id="gateway-1") == 3
+        assert export_atna(reader, out, sender=SENDER) == 3
     messages = [etree.fromstring(line) for line in out.getvalue().splitlines()]
     assert [message.find("EventIdentification/EventID").get("csd-code") for message in messages] == [
         "110100", "110101", "110113",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -9,14 +11,16 @@ import pytest
 
 from gateway.app.assembly import AUDIT_LOG, CHECKPOINT
 from gateway.app.keys import Keys
+from gateway.app.life import check
 from gateway.audit.log import AuditLog
 from gateway.audit.places import open_reader
 from gateway.audit.record import Started
 from gateway.audit.sqlite import SqliteSink
 from gateway.audit.verify import AuditReport, verify
+from gateway.errors import ConfigError
 from gateway.settings.config import Config
 from gateway.telemetry.metrics import Metrics
-from gateway.testing import GatewayProcess, Site
+from gateway.testing import GatewayProcess, Site, write_certificate
 
 
 def _with(site: Site, audit: str) -> Site:
@@ -55,3 +59,41 @@ def test_a_gateway_keeps_records_for_as_long_as_it_is_told(tmp_path, days, prune
             time.sleep(0.1)
     found = report()
     assert (found.ok, found.pruned) == (True, pruned)
+
+
+def test_a_gateway_tells_its_collectors_what_it_records(tmp_path):
+    site = Site.make(tmp_path / "site")
+    authority = write_certificate(tmp_path / "site", "ca", None)
+    for name in ("collector", "gateway"):
+        write_certificate(tmp_path / "site", name, authority)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(site.directory / "ca.pem"))
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_cert_chain(site.directory / "collector.pem", site.directory / "collector.key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _with(
+            site,
+            '[[audit.collectors]]\nname = "arr"\nroots = "ca.pem"\nsource_id = "gateway-1"\n'
+            'certificate = "gateway.pem"\nprivate_key = "gateway.key"\n'
+            f'address = "127.0.0.1:{listener.getsockname()[1]}"',
+        )
+        with GatewayProcess(site.config), tls.wrap_socket(listener.accept()[0], server_side=True) as connection:
+            heard = b""
+            while more := connection.recv(65536):
+                heard += more
+            connection.unwrap()
+            listener.close()
+    assert b'AuditSourceID="gateway-1"' in heard
+    assert b'csd-code="110120"' in heard  # Application Start
+
+
+def test_check_config_reads_a_collectors_certificates(tmp_path):
+    site = Site.make(tmp_path / "site")
+    write_certificate(site.directory, "gateway", None)
+    (site.directory / "ca.pem").write_text("nothing")
+    _with(
+        site,
+        '[[audit.collectors]]\nname = "arr"\nroots = "ca.pem"\nsource_id = "gateway-1"\naddress = "127.0.0.1:6514"\n'
+        'certificate = "gateway.pem"\nprivate_key = "gateway.key"',
+    )
+    with pytest.raises(ConfigError, match="arr: certificates cannot be used"):
+        check(Config.load(site.config))
