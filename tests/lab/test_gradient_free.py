@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detectors.artifact import Artefact
 from detectors.errors import ConversionError, InputError
+from detectors.heat import between
 from detectors.methods.twins import Hardening
 from detectors.models.answers import AnswersOnly
 from detectors.models.kinds import answering, rebuilt
@@ -95,6 +96,17 @@ def test_nobody_gets_a_gradient_or_a_feature_from_it(blind: fitting.Fitted, part
         probe.reference.forward_with_taps(parts.test.images, ["somewhere"])
     with pytest.raises(ConversionError, match="no copy"):
         probe.reference.load_state_dict({})
+
+
+def test_a_heat_map_is_drawn_by_exchanging_squares(blind: fitting.Fitted, parts: fitting.Parts) -> None:
+    images = parts.test.images[:2]
+    denoised = blind.denoisers["median"](images)
+
+    shown = between(blind.ensemble.probe, images, denoised)
+
+    assert shown.shape == (2, 32, 32)
+    assert bool((shown >= 0).all())
+    assert float(shown.max()) > 0
 
 
 @pytest.mark.parametrize("answer", [torch.zeros(1, 2), torch.full((2, 2), torch.nan), torch.tensor(1.0)])
