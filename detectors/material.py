@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detectors.observation import Needs, Observation
+from detectors.errors import InputError
+from detectors.observation import Needs, Observation, Signal
 from detectors.probe import Probe
 
 BATCH = 64
@@ -43,7 +44,12 @@ class Material:
         """Observe any number of images (N, C, H, W), at least one, in batches; the result lies on the CPU.
 
         Seeds of random neighbours follow from the seed of this material and the place of the image.
+
+        Raises:
+            InputError: the model gives answers alone, and features are needed.
         """
+        if Signal.FEATURES in needs.signals and not self.probe.taps:
+            raise InputError("features are needed, and the model gives answers alone")
         seeds = torch.arange(len(images)) + (self.seed << 32)
         parts = zip(torch.split(images, BATCH), torch.split(seeds, BATCH), strict=True)
         here = torch.device("cpu")

@@ -112,7 +112,7 @@ class Workbench:
 
     def features(self, unit: Tensor) -> Tensor:
         """What the protected model's last layer before global pooling gives for (N, C, H, W) images, 0 to 1."""
-        tap = self.reference.tap_names[0]
+        tap = self.reference.tap_names[-2:][0]
         return self.reference.forward_with_taps(self.span.from_unit(unit), (tap,))[1][tap]
 
     def scores(self, probe: Probe, detectors: list[Detector], images: Tensor) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class FeatureDensity:
         members = [projected[classes == c] if int((classes == c).sum()) >= 20 else projected for c in range(count)]
         mixtures = [_best_mixture(group) for group in members]
         state = {name: torch.stack([mixture[name] for mixture in mixtures]) for name in mixtures[0]}
-        return cls({"centre": centre, "spread": spread, "axes": axes[:kept], **state})
+        return cls({"centre": centre, "spread": spread, "axes": axes[:kept].contiguous(), **state})
 
     def score(self, seen: Observation) -> Score:
         """Score each image: nats.

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from detectors.errors import ConversionError, InputError
+from detectors.models.taps import Step, with_block_ends
 
 Argument = Any
 """A literal, a `Value`, a `Weight`, `PLACE`, or a list of them."""
+
+_LINEAR = frozenset({"aten::linear", "aten::addmm", "aten::matmul"})
+_LEARNED = _LINEAR | {"aten::conv2d", "aten::_convolution", "aten::convolution", "aten::conv_transpose2d"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class AtenReference(nn.Module):
                 self.register_parameter(self._keys[name], nn.Parameter(tensor, requires_grad=False))
             else:
                 self.register_buffer(self._keys[name], tensor)
-        self.tap_names = _default_taps(block)
+        self.tap_names = with_block_ends(_steps(block), input_name, _last_taps(block))
         self.eval()
 
     @property
@@ -241,14 +245,32 @@ def _statistics(block: Block) -> set[str]:
     return {each.name for each in given if isinstance(each, Weight)}
 
 
-def _default_taps(block: Block) -> tuple[str, ...]:
+def _steps(block: Block) -> list[Step]:
+    """The graph as the rule for taps sees it."""
+
+    def values(argument: Argument) -> list[str]:
+        if isinstance(argument, Value):
+            return [argument.name]
+        return [name for each in argument for name in values(each)] if isinstance(argument, list | tuple) else []
+
+    return [
+        Step(
+            tuple(name for argument in call.arguments.values() for name in values(argument)),
+            call.outputs,
+            call.name.partition(".")[0] in _LEARNED,
+        )
+        for call in block.calls
+    ]
+
+
+def _last_taps(block: Block) -> tuple[str, ...]:
     """Input and output of the last pooling over all of space; without one, the input of the last linear layer."""
     for call in reversed(block.calls):
         source = next(iter(call.arguments.values()), None)
         if isinstance(source, Value) and _pools_space(call):
             return source.name, call.outputs[0]
     for call in reversed(block.calls):
-        if call.name.partition(".")[0] in ("aten::linear", "aten::addmm", "aten::matmul"):
+        if call.name.partition(".")[0] in _LINEAR:
             source = next((each for each in call.arguments.values() if isinstance(each, Value)), None)
             if source is not None:
                 return (source.name,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ FEATURE_METHODS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FEATURE_METHODS)
+@pytest.mark.parametrize("name", [*FEATURE_METHODS, *registry.DEFAULT])
 def test_it_keeps_the_contract(site: Any, name: str) -> None:
     check_method(registry.method(name), site.material)
 
@@ -126,6 +127,16 @@ def test_it_falls_to_an_attack_that_knows_it(site: Any, name: str) -> None:
     assert len(images) >= 50
     assert found < 0.7
     assert caught < 0.3
+
+
+@pytest.mark.parametrize("name", FEATURE_METHODS)
+def test_a_model_without_features_is_an_input_error(site: Any, name: str) -> None:
+    bare = Probe(
+        site.probe.reference, {}, (), activation=Activation.NONE, span=site.probe.span, size=site.probe.size
+    )  # fmt: skip
+
+    with pytest.raises(InputError, match="answers alone"):
+        registry.method(name).fit(replace(site.material, probe=bare))
 
 
 @pytest.mark.parametrize("name", FEATURE_METHODS)

@@ -62,12 +62,13 @@ def model(network: nn.Module, request: pytest.FixtureRequest) -> bytes:
     return written
 
 
-def test_the_default_taps_are_the_last_map_and_its_mean(network: Any, model: bytes) -> None:
+def test_the_default_taps_end_with_the_last_map_and_its_mean(network: Any, model: bytes) -> None:
     reference = rebuilt(model)
 
     _, taps = reference.forward_with_taps(IMAGES, reference.tap_names)
 
-    last, pooled = (taps[name] for name in reference.tap_names)
+    *early, last, pooled = (taps[name] for name in reference.tap_names)
+    assert len(early) == 3
     expected = network.blocks(network.stem(IMAGES))
     assert torch.allclose(last, expected, atol=1e-4)
     assert torch.allclose(pooled.flatten(1), expected.mean((2, 3)), atol=1e-4)
