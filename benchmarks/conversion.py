@@ -27,6 +27,8 @@ OLDER, NEWER = "TorchScript-based", "dynamo"
 TRACED, PROGRAM = "torch.jit.trace", "torch.export"
 OPSETS = {OLDER: range(13, 21), NEWER: range(18, 21), TRACED: [0], PROGRAM: [0]}
 """By what writes the file; 0 where it is no ONNX."""
+WRITTEN_FROM = {("ViT", OLDER): 14}
+"""The older exporter has no fused attention before; asked for it, it prints the whole graph and fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def main() -> int:
         network = made(shape)
         for exporter, opsets in OPSETS.items():
             done, refused, found = [], [], []
-            for opset in opsets:
+            for opset in (each for each in opsets if each >= WRITTEN_FROM.get((shape, exporter), 0)):
                 try:
                     found.append(compare(network, exported(network, exporter, opset)))
                     done.append(opset)

@@ -36,7 +36,7 @@ CASES = [
     case
     for place, shape in enumerate(architectures.SHAPES)
     for case in (
-        (shape, OLDER, 14 if shape == "ViT" else 13),  # the older exporter writes fused attention from 14 on
+        (shape, OLDER, conversion.WRITTEN_FROM.get((shape, OLDER), 13)),
         (shape, OLDER, 17 if place % 2 else 20),
         (shape, NEWER, 18 if place % 2 else 20),
     )
