@@ -10,7 +10,14 @@ from pathlib import Path
 
 from report import PAGE, machine, markdown, read_back
 
-BENCHMARKS = ("bench_verify.py", "bench_detection.py", "bench_denoisers.py", "bench_protect.py", "bench_audit.py")
+BENCHMARKS = (
+    "bench_verify.py",
+    "bench_detection.py",
+    "bench_denoisers.py",
+    "bench_attacks.py",
+    "bench_protect.py",
+    "bench_audit.py",
+)
 
 QUIET = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait for others would measure the machine's other load."""

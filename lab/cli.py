@@ -277,6 +277,44 @@ def recalibrate(
     click.echo(f"Nobody has signed {out}: read what moved, then scanward-lab sign-artefact.", err=True)
 
 
+@main.command()
+@click.option("--attack", "name", help="name of an attack (docs/attacks.md)")
+@click.option("--tamper", help="in place of --attack: metadata, window, pixels, fragments, stripping, replay")
+@click.option("--model", "model_path", type=FILE, help="ONNX file that is served")
+@click.option("--profile", "profile_path", type=FILE, help="its profile, TOML")
+@click.option(
+    "--data", "data_path", type=PATH, required=True, help=".npz; folder with labels.csv; or files to tamper with"
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="directory")
+@click.option("--eps", type=click.FloatRange(min=0, min_open=True), help="budget, 8-bit grey levels of the window")
+@click.option("--option", "options", multiple=True, help="a field of the attack, name=value; repeatable")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
+def attack(
+    *,
+    name: str | None,
+    tamper: str | None,
+    model_path: Path | None,
+    profile_path: Path | None,
+    data_path: Path,
+    out: Path,
+    eps: float | None,
+    options: tuple[str, ...],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Write attacked images or DICOM files, as an intruder would store them."""
+    from lab.attacks import command
+
+    with _refusals():
+        if tamper is not None:
+            document = command.tamper_files(tamper, data_path, out)
+        else:
+            made = command.configured(name, eps, options)
+            document = command.attack_with(made, model_path, profile_path, data_path, out, device=device)
+    click.echo(json.dumps(document) if as_json else command.said(document, out))
+
+
 @main.command("sign-artefact")
 @click.argument("artefact", type=FOLDER)
 @click.option("--key", "key_path", type=FILE, required=True, help="Ed25519 private key, PEM")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detectors.perturb import Norm
-from lab.attacks.boundary import Nearest, onto_plane
+from lab.attacks.boundary import Nearest, bisected, onto_plane
 from lab.attacks.method import Knowledge, Method
 from lab.attacks.scene import Found, Scene
 from lab.attacks.tasks import Multiclass
@@ -20,6 +20,9 @@ PULL_MAX = 0.1
 OVERSHOOT = 1.05
 BACK = 0.9
 """A misread point is drawn back to this share of its distance."""
+
+HALVINGS = 5
+"""Of the way back from the nearest point, in the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,15 @@ class FAB(Method):
             x = self._closer(free, x, normal, lead, margin < 0)
         else:
             nearest.keep(free, x, free.margin(x))
+            self._polish(free, nearest)
         return nearest.found(radius)
+
+    def _polish(self, scene: Scene, nearest: Nearest) -> None:
+        """Look for a nearer point on the way back from the nearest."""
+        scene = scene.only(nearest.distance[scene.index].isfinite())
+        if len(scene.clean):
+            x = bisected(scene, nearest.images[scene.index], HALVINGS)
+            nearest.keep(scene, x, scene.margin(x))
 
     def _closer(self, scene: Scene, x: Tensor, normal: Tensor, lead: Tensor, misread: Tensor) -> Tensor:
         """Return the next points: on the plane where the linearised lead of the wrong class is nought."""

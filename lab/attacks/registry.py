@@ -57,6 +57,10 @@ def named(name: str, **options: object) -> Attack:
     needed = [each.name for each in known.values() if each.default is MISSING and each.name not in options]
     if needed:
         raise ValueError(f"{name} needs {', '.join(needed)}")
+    for key, value in options.items():
+        default = known[key].default
+        if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+            raise ValueError(f"{name}: {key} must be a number, got {value!r}")
     return made(**options)
 
 
