@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,24 +21,25 @@ from detectors.calibration import ConformalCalibration, TailCalibration
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.registry import restored
 from detectors.detector import Detector, read_name, spelled
-from detectors.ensemble import Channel, Ensemble, Member
+from detectors.ensemble import JOINED, Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
 from detectors.models.kinds import answering, rebuilt
 from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task
 from detectors.models.small import SmallTwin
+from detectors.mondrian import Category, Mondrian
 from detectors.observation import Span
 from detectors.probe import Probe, Twin
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+CATEGORIES = "calibrated_by"
+"""Of a manifest: by what scans are told apart, and which kinds were calibrated; absent where all are one."""
 FILE_BYTES_MAX = 2**30
 """A twin of a 250-million-parameter model still fits; more is not an artefact of ours."""
 MANIFEST_BYTES_MAX = 2**20
 
-JOINED = "ensemble"
-"""Under this name the joined statistic is calibrated, beside the detectors under theirs."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.safetensors")
 _FACTS = (
     "created", "scanward", "torch", "model_sha256", "profile_sha256", "data_sha256", "n_fit", "n_a", "n_b", "fpr",
@@ -98,8 +99,10 @@ class Artefact:
             raise
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ArtefactError(f"the artefact does not fit together: {error}") from error
-        if ensemble.conformal.guarantee.value != facts["guarantee"]:
+        if ensemble.guarantee.value != facts["guarantee"]:
             raise ArtefactError("the manifest promises another guarantee than the calibration gives")
+        if _taxonomy(ensemble).get(CATEGORIES) != facts.get(CATEGORIES):
+            raise ArtefactError("the manifest names other categories than were calibrated")
         return cls(ensemble, denoisers, facts)
 
     @staticmethod
@@ -138,7 +141,8 @@ class Artefact:
         manifest = {
             "schema": SCHEMA,
             **{name: facts[name] for name in _FACTS},
-            "guarantee": ensemble.conformal.guarantee.value,
+            "guarantee": ensemble.guarantee.value,
+            **_taxonomy(ensemble),
             "detectors": detectors,
             "denoisers": {
                 name: {"version": denoiser.version, "place": place}
@@ -162,6 +166,8 @@ class Promises:
     """Those that were fitted with the detectors, which no recalibration moves."""
     tails: Mapping[str, TailCalibration]
     """By detector; fitted once, so that they are one scale for old thresholds and new ones."""
+    by_category: Mapping[Category, Mapping[str, ConformalCalibration]] = field(default_factory=dict)
+    """Those that judge scans where detectors are calibrated by category; then the deployed ones judge none."""
 
     @classmethod
     def read(cls, directory: Path, manifest: bytes) -> Self:
@@ -176,6 +182,7 @@ class Promises:
                 {name: ConformalCalibration.from_state(state) for name, state in deployed.items()},
                 {name: ConformalCalibration.from_state(state) for name, state in anchor.items()},
                 {name: TailCalibration.from_state(_under(shared, f"member.{name}.tail.")) for name in names[:-1]},
+                Mondrian.from_state(_under(shared, "mondrian.")).tables if CATEGORIES in facts else {},
             )
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ArtefactError(f"the calibrations cannot be read: {error}") from error
@@ -200,6 +207,8 @@ def recalibrated(
         ArtefactError: the source was changed, or a calibration is missing.
     """
     before, old = Promises.read(source, manifest), _read_manifest(manifest)
+    if CATEGORIES in old:
+        raise ArtefactError("an artefact that is calibrated by category is not recalibrated as a whole: fit it anew")
     if set(calibrations) != set(before.deployed):
         raise ArtefactError("every detector needs a calibration, and so does the whole")
     shared = _shared_of(source, old)
@@ -278,7 +287,13 @@ def _assemble(
         reference, twins, reference.tap_names, activation=activation, span=span, size=(rows, columns), task=task
     )
     conformal = ConformalCalibration.from_state(_to(_under(shared, "conformal."), device))
-    return Ensemble(probe, members, channels, conformal)
+    mondrian = Mondrian.from_state(told) if (told := _to(_under(shared, "mondrian."), device)) else None
+    return Ensemble(probe, members, channels, conformal, mondrian)
+
+
+def _taxonomy(ensemble: Ensemble) -> dict[str, Any]:
+    """The manifest's entry on categories; none where there are none."""
+    return {} if ensemble.mondrian is None else {CATEGORIES: ensemble.mondrian.taxonomy.document()}
 
 
 def _member(detector: Detector, state: State) -> Member:
@@ -307,6 +322,8 @@ def _shared_state(ensemble: Ensemble) -> State:
     for channel in ensemble.channels:
         state[f"channel.{channel.name}.weight"] = torch.tensor(channel.weight, dtype=torch.float64)
         state |= {f"channel.{channel.name}.tail.{key}": value for key, value in channel.tail.state().items()}
+    by_category = {} if ensemble.mondrian is None else ensemble.mondrian.state()
+    state |= {f"mondrian.{key}": value for key, value in by_category.items()}
     return state | {f"conformal.{key}": value for key, value in ensemble.conformal.state().items()}
 
 

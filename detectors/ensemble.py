@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration
 from detectors.detector import Detector
-from detectors.errors import DetectorError, NotFittedError
+from detectors.errors import DetectorError, InputError, NotFittedError
+from detectors.mondrian import Claims, Mondrian
 from detectors.observation import Needs, Observation, union
 from detectors.probe import Probe, check_images
 
+JOINED = "ensemble"
+"""Under this name the joined statistic is calibrated, beside the detectors under theirs."""
 ROBUST, SENSITIVE, GRADIENT = "robust", "sensitive", "gradient"
 WEIGHTS: Mapping[str, float] = {ROBUST: 1 / 2, SENSITIVE: 1 / 4, GRADIENT: 1 / 4}
 """Share of the false-positive budget that each channel may spend; the largest where an informed attacker must pay."""
@@ -75,6 +78,7 @@ class Ensemble:
         members: Sequence[Member],
         channels: Sequence[Channel],
         conformal: ConformalCalibration,
+        mondrian: Mondrian | None = None,
     ) -> None:
         """Join fitted members.
 
@@ -83,8 +87,10 @@ class Ensemble:
             members: all detectors, deciding and reported.
             channels: at least one, each with at least one member; weights add to 1.
             conformal: of the joined statistic, on clean scans B.
+            mondrian: of every member and under `JOINED` of the whole, by category; takes the place of the others.
         """
         self.probe = probe
+        self.mondrian = mondrian
         self.members = tuple(members)
         self.channels = tuple(channels)
         self.conformal = conformal
@@ -107,7 +113,12 @@ class Ensemble:
         """What the joined statistic alone reads."""
         return union(member.detector.needs for member in self.members if member.channel)
 
-    def examine(self, images: Tensor, seeds: Tensor | None = None) -> Examination:
+    @property
+    def guarantee(self) -> Guarantee:
+        """What the p-value that decides promises."""
+        return self.conformal.guarantee if self.mondrian is None else self.mondrian.guarantee
+
+    def examine(self, images: Tensor, seeds: Tensor | None = None, claims: Claims | None = None) -> Examination:
         """Examine one batch.
 
         (1) look once, with everything that any member needs
@@ -117,9 +128,10 @@ class Ensemble:
         Args:
             images: (N, C, H, W) float32, as the model takes them, on the device of the models.
             seeds: (N,) int64 of random neighbours; needed where a member draws.
+            claims: the categories that each image may be of, where it is calibrated by category; None: any of them.
 
         Raises:
-            InputError: images that no detector may look at.
+            InputError: images that no detector may look at, or that may be of no calibrated category.
             DetectorError: a detector gave something that is no score.
         """
         check_images(images)
@@ -127,10 +139,13 @@ class Ensemble:
         with torch.no_grad():
             scores = {member.detector.name: self._score(member, seen) for member in self.members}  # (2)
             p_values = {
-                member.detector.name: member.conformal.p_value(scores[member.detector.name]) for member in self.members
+                member.detector.name: self._p_value(
+                    member.detector.name, member.conformal, scores[member.detector.name], claims
+                )
+                for member in self.members
             }
             statistic = join(self.members, self.channels, scores)  # (3)
-            p_value = self.conformal.p_value(statistic)
+            p_value = self._p_value(JOINED, self.conformal, statistic, claims)
         return Examination(seen.logits, seen.decision, scores, p_values, statistic, p_value)
 
     def statistic(self, seen: Observation) -> Tensor:
@@ -141,6 +156,13 @@ class Ensemble:
         """(channels, N): what each channel says of an observation; the statistic is the loudest; keeps the graph."""
         scores = {m.detector.name: self._score(m, seen) for m in self.members if m.channel}
         return voices(self.members, self.channels, scores)
+
+    def _p_value(self, name: str, conformal: ConformalCalibration, statistics: Tensor, claims: Claims | None) -> Tensor:
+        if self.mondrian is not None:
+            return self.mondrian.p_value(name, statistics, claims)
+        if claims is not None:
+            raise InputError("the detectors are not calibrated by category")
+        return conformal.p_value(statistics)
 
     def _score(self, member: Member, seen: Observation) -> Tensor:
         """One member's scores, checked: what is not a number must not pass for calm."""

@@ -2,6 +2,7 @@
 
 DetectorError
 ├── InputError        an image or an observation that no detector may look at
+│   └── TooFewError   a category with too few clean scans for the rate that is asked for
 ├── NotFittedError    a part that was asked to score before it was fitted
 ├── ArtefactError     a fitted artefact that must not be used
 └── ConversionError   a model that cannot become a differentiable reference
@@ -14,6 +15,10 @@ class DetectorError(Exception):
 
 class InputError(DetectorError):
     """Images of a wrong shape or type, or with values that are not finite."""
+
+
+class TooFewError(InputError):
+    """A category that cannot be calibrated: its clean scans are too few for the false-positive rate."""
 
 
 class NotFittedError(DetectorError):

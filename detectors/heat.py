@@ -70,8 +70,7 @@ def between(probe: Probe, images: Tensor, denoised: Tensor) -> Tensor:
     def lead(unit: Tensor) -> Tensor:
         return seen.lead_in(probe.logits(probe.reference(span.from_unit(unit))))
 
-    gradients = probe.reference.gradients
-    return disagreement(lead, span.to_unit(images), span.to_unit(denoised), gradients=gradients)
+    return disagreement(lead, span.to_unit(images), span.to_unit(denoised), gradients=probe.reference.gradients)
 
 
 def _attributed(lead: Lead, images: Tensor) -> Tensor:

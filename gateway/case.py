@@ -41,6 +41,8 @@ class Evidence:
     """By denoiser: (classes,), its output on the denoised image; empty where nothing was denoised."""
     denoised: NDArray[np.float32] | None
     """(frames, channels, rows, columns): the image that goes on where the denoised one is admitted."""
+    category: tuple[str, ...] | None = None
+    """Of detectors that are calibrated by category: the one that it is of; None where it may be of several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from gateway.policy import DETECTION
 from gateway.profile import Profile
 from gateway.protected import ProtectedModel
 from gateway.scan import Scan
+from gateway.settings.routes import RouteConfig
 from gateway.stages.preprocess import PreprocessStage
 from gateway.stages.tensor import TensorImageStage
 from gateway.store.held import Held, scan_of
@@ -115,6 +116,22 @@ class Easel:
 
     def _explained(self, image: Image, deadline: Deadline) -> HeatMap:
         return self.engine.explain(image, deadline).result(timeout=deadline.remaining())
+
+
+def easels(
+    routes: Mapping[str, RouteConfig],
+    models: Mapping[str, ProtectedModel],
+    engine: Engine | None,
+    decompressor: Decompressor,
+) -> dict[str, Easel]:
+    """By route with a model."""
+    if engine is None:
+        return {}
+    return {
+        name: Easel.of(models[route.model], engine, decompressor)
+        for name, route in routes.items()
+        if route.model is not None
+    }
 
 
 class HeatMaps:

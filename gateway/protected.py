@@ -10,8 +10,10 @@ from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from detectors.artifact import CATEGORIES
 from detectors.calibration import Guarantee, smallest
 from detectors.errors import InputError
+from detectors.mondrian import Taxonomy
 from gateway.errors import ConfigError
 from gateway.profile import Profile
 from gateway.settings.models import ModelConfig
@@ -51,6 +53,8 @@ class ProtectedModel:
     """Names of the detectors, deciding and reported."""
     random: bool = False
     """Whether any of them draws at random, from seeds that the gateway gives."""
+    taxonomy: Taxonomy | None = None
+    """By what scans are told apart, where the detectors are calibrated by category."""
 
     @classmethod
     def load(cls, name: str, config: ModelConfig, trust: ArtefactTrust) -> Self:
@@ -65,7 +69,12 @@ class ProtectedModel:
         try:
             facts = json.loads(manifest)
             guarantee, rate = str(facts["guarantee"]), float(facts["fpr"])
-            p_value_min = smallest(int(facts["n_b"]), Guarantee(guarantee))
+            taxonomy = Taxonomy.of(facts[CATEGORIES]) if CATEGORIES in facts else None
+            p_value_min = (
+                taxonomy.p_value_min(Guarantee(guarantee))
+                if taxonomy is not None
+                else smallest(int(facts["n_b"]), Guarantee(guarantee))
+            )
             entries = dict(facts["detectors"])
             random = any(bool(dict(entry).get("random")) for entry in entries.values())
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
@@ -75,8 +84,9 @@ class ProtectedModel:
                 [f"{where}: its guarantee is {guarantee}; trust.artefacts.unsafe_marginal_guarantee would be needed"]
             )
         model = _read(config.model, f"models.{name}.model")
+        names = frozenset(entries)
         return cls(
-            name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, frozenset(entries), random
+            name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, names, random, taxonomy
         )
 
     @property

@@ -41,6 +41,11 @@ class Source:
     """Who of a source that stands for several it is, as an identity provider names them; never a patient."""
 
     @property
+    def proven(self) -> bool:
+        """Whether it has shown who it is: a DICOM node without a certificate only says its title."""
+        return self.calling_ae is None or self.tls_subject is not None
+
+    @property
     def identity(self) -> str:
         """The one caller: limits, fairness and a second pair of eyes go by this, not by the name."""
         return self.name if self.person is None else f"{self.name}/{self.person}"

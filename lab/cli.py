@@ -37,6 +37,10 @@ def main() -> None:
 @click.option("--denoiser", "denoisers", multiple=True, help="by name, repeatable; the first one's image goes on")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--by", "told_by", type=click.Choice(["modality", "manufacturer", "source"]), multiple=True,
+              help="calibrate each kind of scan for itself; repeatable")  # fmt: skip
+@click.option("--category", "asked", multiple=True, metavar="NAME=VALUE,…",
+              help="a kind that must be calibrated, such as modality=CT; repeatable")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def fit(
     *,
@@ -50,6 +54,8 @@ def fit(
     denoisers: tuple[str, ...],
     seed: int,
     device: str,
+    told_by: tuple[str, ...],
+    asked: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Fit and calibrate detectors on clean scans; write a signed artefact."""
@@ -58,6 +64,7 @@ def fit(
     from detectors import registry
     from gateway.profile import Profile
     from lab import data, denoising, fitting
+    from lab.categories import Told
     from lab.progress import progress
     from signing.envelope import load_private_key
 
@@ -65,12 +72,13 @@ def fit(
         key = load_private_key(key_path) if key_path is not None else None
         methods = registry.asked_for(wanted)
         profile = Profile.load(profile_path)
+        told = Told.of(told_by, asked) if told_by or asked else None
         parts = fitting.Parts.of(data.load(data_path, profile), seed)
         with progress() as watch:
             fitted = fitting.fit(
                 model_path.read_bytes(), profile, parts, out,
                 fpr=fpr, key=key, seed=seed, device=torch.device(device), methods=methods,
-                denoisers=denoisers or denoising.USUAL, watch=watch,
+                denoisers=denoisers or denoising.USUAL, told=told, watch=watch,
             )  # fmt: skip
     if as_json:
         click.echo(fitted.manifest.decode(), nl=False)
@@ -335,6 +343,9 @@ def _show(fitted: "Fitted") -> None:
 
     measured = fitted.measured
     console = Console()
+    if (mondrian := fitted.ensemble.mondrian) is not None:
+        for category, size in mondrian.taxonomy.sizes.items():
+            console.print(f"calibrated for itself on {size} scans: {', '.join(category)}")
     if not measured:
         console.print("The data has no test split: nothing was measured.")
         return

@@ -5,7 +5,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detectors.mondrian import ATTRIBUTES
 from gateway.errors import ConfigError
 from gateway.pixels.decode import decode
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.pixels.imaging import Rendering, from_uint8, render
 from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
+from gateway.stages.category import HEADER_TAGS, normal
 from signing import DicomError, VerifiedView, read
 
 SPLITS = ("train", "val", "test")
@@ -51,6 +53,8 @@ class Split:
     groups: tuple[str, ...]
     """The patient of each scan."""
     ids: tuple[str, ...]
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What scans may be told apart by (`detectors.mondrian.ATTRIBUTES`), of each scan; what the data says of them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,7 +63,8 @@ class Split:
         """The scans at the given places (M,)."""
         places = chosen.tolist()
         groups, ids = tuple(self.groups[k] for k in places), tuple(self.ids[k] for k in places)
-        return Split(self.images[chosen], self.labels[chosen], groups, ids)
+        attributes = {name: tuple(values[k] for k in places) for name, values in self.attributes.items()}
+        return Split(self.images[chosen], self.labels[chosen], groups, ids, attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +176,12 @@ def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) 
     if not len(images) == len(groups) == len(ids):
         raise DataError(f"{name}: images, groups and ids differ in number")
     rendered = torch.cat([from_uint8(part, profile) for part in torch.split(torch.from_numpy(images), 256)])
-    texts = tuple(tuple(str(value) for value in column) for column in (groups, ids))
-    return Split(rendered, labels, *texts)
+    patients, names = (tuple(str(value) for value in column) for column in (groups, ids))
+    told = {each: arrays[f"{name}_{each}"] for each in ATTRIBUTES if f"{name}_{each}" in arrays}
+    if any(len(values) != len(images) for values in told.values()):
+        raise DataError(f"{name}: images and {', '.join(told)} differ in number")
+    attributes = {each: tuple(_named(each, str(value)) for value in values) for each, values in told.items()}
+    return Split(rendered, labels, patients, names, attributes)
 
 
 def _npz_labels(labels: NDArray[Any] | None, count: int, name: str, profile: Profile) -> Tensor:
@@ -194,10 +203,22 @@ def _npz_labels(labels: NDArray[Any] | None, count: int, name: str, profile: Pro
     return whole.bool() if profile.task == "multilabel" else whole
 
 
-def _from_folder(folder: Path, profile: Profile) -> Dataset:
-    """DICOM files named by labels.csv: columns file, label, and optionally split and group.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One scan of a folder."""
 
-    `label` is the name of a class of the profile; `group` defaults to Patient ID, `split` to a split by group.
+    image: Tensor
+    label: int
+    group: str
+    name: str
+    attributes: Mapping[str, str]
+
+
+def _from_folder(folder: Path, profile: Profile) -> Dataset:
+    """DICOM files named by labels.csv: columns file, label, and optionally split, group and source.
+
+    `label` is the name of a class of the profile; `group` defaults to Patient ID, `split` to a split by group. `source`
+    is the name under which the gateway will know the sender. Modality and manufacturer are read from the headers.
     """
     try:
         with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
@@ -209,19 +230,20 @@ def _from_folder(folder: Path, profile: Profile) -> Dataset:
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise DataError(f"{folder / 'labels.csv'}: needs the columns file and label")
     told = hashlib.sha256()
-    parts: dict[str, list[tuple[Tensor, int, str, str]]] = {name: [] for name in SPLITS}
+    parts: dict[str, list[_Row]] = {name: [] for name in SPLITS}
     with DisposableDecoder() as decoder:
         for row in rows:
             content = _bytes_of(folder, row["file"])
             told.update(repr(sorted(row.items())).encode() + hashlib.sha256(content).digest())
             if row["label"] not in profile.classes:
                 raise DataError(f"{row['file']}: {row['label']!r} is no class of the profile")
-            image, patient = _rendered(content, row["file"], profile, decoder)
-            group = row.get("group") or patient
+            image, header = _rendered(content, row["file"], profile, decoder)
+            group = row.get("group") or header["patient"] or row["file"]
             split = row.get("split") or _split_of(group)
             if split not in parts:
                 raise DataError(f"{row['file']}: split {split!r} is none of {', '.join(SPLITS)}")
-            parts[split].append((image, profile.classes.index(row["label"]), group, row["file"]))
+            told_apart = {each: _named(each, (header | row).get(each) or "") for each in ATTRIBUTES}
+            parts[split].append(_Row(image, profile.classes.index(row["label"]), group, row["file"], told_apart))
     splits = {name: _gathered(part, profile) for name, part in parts.items()}
     return Dataset(**splits, classes=profile.classes, sha256=told.hexdigest())
 
@@ -239,13 +261,21 @@ def _bytes_of(folder: Path, name: str) -> bytes:
         raise DataError(f"{name}: cannot be read") from error
 
 
-def _rendered(content: bytes, name: str, profile: Profile, decoder: DisposableDecoder) -> tuple[Tensor, str]:
-    """The middle frame of an object as the model takes it, and whose it is."""
+def _named(attribute: str, value: str) -> str:
+    """A value as the gateway names it when it looks for the category of a scan."""
+    return value if attribute == "source" else normal(value)
+
+
+def _rendered(
+    content: bytes, name: str, profile: Profile, decoder: DisposableDecoder
+) -> tuple[Tensor, dict[str, str | None]]:
+    """The middle frame of an object as the model takes it; and whose it is, of what modality and manufacturer."""
     try:
         view = VerifiedView.of_unsigned(read(content))
         frames = decode(view, decoder)
         frame = torch.from_numpy(frames[len(frames) // 2].astype(np.float32))
-        return render(frame[None], Rendering.of(view, profile), profile)[0], view.text(_PATIENT_ID) or name
+        image = render(frame[None], Rendering.of(view, profile), profile)[0]
+        return image, {each: view.text(tag) for each, tag in {"patient": _PATIENT_ID, **HEADER_TAGS}.items()}
     except (DicomError, UnexaminableError) as error:
         raise DataError(f"{name}: {error}") from error
 
@@ -256,8 +286,9 @@ def _split_of(group: str) -> str:
     return SPLITS[sum(place >= share for share in _SHARES)]
 
 
-def _gathered(part: list[tuple[Tensor, int, str, str]], profile: Profile) -> Split:
+def _gathered(part: list[_Row], profile: Profile) -> Split:
     size = (0, profile.input.channels, *profile.input.size)
-    images = torch.stack([image for image, *_ in part]) if part else torch.zeros(size)
-    labels = torch.tensor([label for _, label, *_ in part], dtype=torch.int64)
-    return Split(images, labels, tuple(group for *_, group, _ in part), tuple(name for *_, name in part))
+    images = torch.stack([row.image for row in part]) if part else torch.zeros(size)
+    labels = torch.tensor([row.label for row in part], dtype=torch.int64)
+    attributes = {each: tuple(row.attributes[each] for row in part) for each in ATTRIBUTES}
+    return Split(images, labels, tuple(row.group for row in part), tuple(row.name for row in part), attributes)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.artifact import JOINED, Promises
+from detectors.artifact import Promises
 from detectors.calibration import ConformalCalibration
 from detectors.drift import Family, total
+from detectors.ensemble import JOINED
 from gateway.pixels.imaging import render
 from gateway.profile import Profile
 from lab import phantoms, recalibration, sealing

@@ -17,7 +17,7 @@ from detectors.artifact import Artefact
 from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
 from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
-from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
+from detectors.ensemble import GRADIENT, JOINED, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
 from detectors.errors import ConversionError
 from detectors.material import Material
 from detectors.methods.fusion import Fusion
@@ -25,9 +25,11 @@ from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
 from detectors.models.kinds import answering, difference, rebuilt
 from detectors.models.model import ReferenceModel
+from detectors.mondrian import Mondrian, calibratable
 from detectors.observation import Signal
 from detectors.probe import Probe
 from gateway.profile import Profile
+from lab.categories import Told, categories_of
 from lab.data import DataError, Dataset, Split, halves
 from lab.denoising import USUAL, check, make
 from lab.evaluation.surrogate import surrogate
@@ -89,6 +91,7 @@ def fit(
     device: torch.device | None = None,
     methods: Sequence[str] = registry.DEFAULT,
     denoisers: Sequence[str] = USUAL,
+    told: Told | None = None,
     recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
     watch: Watch = lambda _stage, _share: None,
 ) -> Fitted:
@@ -114,16 +117,18 @@ def fit(
         device: where to fit; by default the CPU.
         methods: names of the detectors; those of the deciding channels must be among them.
         denoisers: names of the denoisers, any or none; the image of the first is the one that goes on.
+        told: by what scans are told apart, so that each category is calibrated for itself; None: not at all.
         recipes: how the copied and the small twin are hardened.
         watch: told of progress.
 
     Raises:
-        DataError: too few scans.
+        DataError: too few scans, or the data does not say by what they are told apart.
+        TooFewError: a category that was asked for has too few scans, or none has enough.
         ConversionError: the model can neither be rebuilt nor run.
     """
     place = device or torch.device("cpu")
     check(denoisers)
-    _check(profile, parts, fpr)
+    _check(profile, parts, fpr, told)
     reference, apart, answers_only = _opened(model, profile, parts.b.images, place)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
     if answers_only:
@@ -138,7 +143,7 @@ def fit(
     material = bench.held_out(probe, parts.a.images)  # (4)
     detectors += [_fitted(registry.method(name), material, watch) for name in methods if name in HELD_OUT]
     members, channels = _tails(bench, probe, detectors, parts.a.images)
-    ensemble = _promised(bench, probe, members, channels, parts.b.images, fpr)  # (5)
+    ensemble = _promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     facts = _facts(model, profile, parts, fpr, apart, measured) | {"gradients": reference.gradients}
     manifest = Artefact.write(out, ensemble, restorers, facts)  # (7)
@@ -155,7 +160,7 @@ def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
     return detector
 
 
-def _check(profile: Profile, parts: Parts, fpr: float) -> None:
+def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None) -> None:
     """Refuse what cannot be fitted before any work is done."""
     least = fewest(fpr, Guarantee.MARGINAL)
     if len(parts.b) < least:
@@ -163,6 +168,8 @@ def _check(profile: Profile, parts: Parts, fpr: float) -> None:
             f"{len(parts.b)} scans to calibrate on cannot support a false-positive rate of {fpr:g}: at least {least} "
             f"are needed, {fewest(fpr, Guarantee.CONFIDENT)} for a guarantee with 95 % confidence"
         )
+    if told is not None:
+        calibratable(told.attributes, categories_of(parts.b, told.attributes), fpr, told.asked)
     for name, part in (("fit", parts.fit), ("A", parts.a)):
         if len(part) < 40:
             raise DataError(f"{len(part)} scans for {name} are too few; at least 40 are needed")
@@ -225,16 +232,21 @@ def _promised(
     probe: Probe,
     members: list[tuple[Detector, TailCalibration, str | None]],
     channels: list[Channel],
-    images: Tensor,
+    scans: Split,
     fpr: float,
+    told: Told | None,
 ) -> Ensemble:
-    """On B: the conformal rule of each member and of the whole."""
-    scores = bench.scores(probe, [each for each, *_ in members], images)
+    """On B: the conformal rule of each member and of the whole, and of each category."""
+    scores = bench.scores(probe, [each for each, *_ in members], scans.images)
     staffed = [
         Member(each, tail, ConformalCalibration.fit(scores[each.name], fpr), home) for each, tail, home in members
     ]
     joined = join(staffed, channels, scores)
-    return Ensemble(probe, staffed, channels, ConformalCalibration.fit(joined, fpr))
+    mondrian = None
+    if told is not None:
+        categories = categories_of(scans, told.attributes)
+        mondrian = Mondrian.fit(told.attributes, categories, scores | {JOINED: joined}, fpr, told.asked)
+    return Ensemble(probe, staffed, channels, ConformalCalibration.fit(joined, fpr), mondrian)
 
 
 def _facts(

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detectors.artifact import JOINED, Promises, recalibrated
+from detectors.artifact import Promises, recalibrated
 from detectors.calibration import ConformalCalibration, TailCalibration
-from detectors.ensemble import Ensemble, join
+from detectors.ensemble import JOINED, Ensemble, join
 from gateway.pixels.decode import decode
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.pixels.imaging import Rendering, render

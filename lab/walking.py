@@ -6,8 +6,9 @@ from typing import Self
 import numpy as np
 import torch
 
-from detectors.artifact import JOINED, Promises
+from detectors.artifact import Promises
 from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.ensemble import JOINED
 from lab import recalibration
 from lab.recalibration import Proposal
 

@@ -21,7 +21,7 @@ from gateway.case import Digests
 from gateway.engine.engine import Engine
 from gateway.engine.local import LocalEngine
 from gateway.errors import ConfigError
-from gateway.heat_maps import Easel, HeatMaps, Wanted
+from gateway.heat_maps import HeatMaps, Wanted, easels
 from gateway.pipeline import Pipeline
 from gateway.pixels.decode import Decompressor
 from gateway.policy import ServicePolicy, effective
@@ -246,11 +246,7 @@ def build_service(
         routing=Routing(plan.config.routing),
         clock=clock,
         heat_maps=HeatMaps(
-            {
-                name: Easel.of(plan.models[route.model], engine, decompressor)
-                for name, route in plan.config.routes.items()
-                if route.model is not None and engine is not None
-            },
+            easels(plan.config.routes, plan.models, engine, decompressor),
             wanted=records.wanted,
             quarantine=records.quarantine,
             audit=records.audit,
@@ -282,10 +278,11 @@ def _stages(
     assert engine is not None
     assert policy.detection is not None
     model, rate, grey_p = plan.models[configured.model], policy.detection.false_positive_rate, policy.detection.grey_p
+    seed = plan.keys.seed
     stages: tuple[Stage, ...] = (
         signature,
         PreprocessStage(model.name, model.profile, decompressor),
-        DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p, seed_key=plan.keys.seed),
+        DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p, seed_key=seed, taxonomy=model.taxonomy),
     )
     if grey_p is None or configured.destination is not None:
         return stages  # a destination takes what came and nothing else, so nothing goes on for its denoised form

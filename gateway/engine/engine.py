@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.mondrian import Category
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
 
@@ -60,7 +61,13 @@ class Engine(Protocol):
         """Whether a worker has loaded every model and answers."""
 
     def submit(
-        self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "", seeds: Sequence[int] = ()
+        self,
+        image: Image,
+        deadline: Deadline,
+        grey: GreyZone | None,
+        caller: str = "",
+        seeds: Sequence[int] = (),
+        claims: tuple[Category, ...] | None = None,
     ) -> Future[Evidence]:
         """Queue an image of one of the engine's models.
 
@@ -73,6 +80,7 @@ class Engine(Protocol):
             grey: where denoised predictions are wanted; None for nowhere.
             caller: whose image it is; callers take turns.
             seeds: one signed 64-bit number a frame, from which random detectors draw; none where none draws.
+            claims: the categories that it may be of, at least one; None where the model's detectors have none.
 
         Returns:
             The evidence, or an `EngineError`.

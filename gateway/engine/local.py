@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import structlog
 
+from detectors.mondrian import Category
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.batcher import Batcher, Entry
@@ -114,14 +115,20 @@ class LocalEngine:
         raise ConfigError([refusal])
 
     def submit(
-        self, image: Image, deadline: Deadline, grey: GreyZone | None, caller: str = "", seeds: Sequence[int] = ()
+        self,
+        image: Image,
+        deadline: Deadline,
+        grey: GreyZone | None,
+        caller: str = "",
+        seeds: Sequence[int] = (),
+        claims: tuple[Category, ...] | None = None,
     ) -> Future[Evidence]:
         """See `engine.Engine.submit`."""
         self._require_shape(image)
         if seeds and len(seeds) != len(image.pixels):
             raise ValueError(f"{len(seeds)} seeds for {len(image.pixels)} frames")
         future: Future[Evidence] = Future()
-        ticket = Ticket(image.pixels, grey, tuple(seeds), future, traces.here())
+        ticket = Ticket(image.pixels, grey, tuple(seeds), claims, future, traces.here())
         with self._changed:
             if self._closing:
                 raise WorkerLostError("the engine is closed")
@@ -285,7 +292,12 @@ class LocalEngine:
                 "shape": images.shape if sent.wish is not None else images.shape[1:],
                 "explain": sent.wish is not None,
                 "cases": [
-                    {"frames": entry.images, "grey": entry.payload.grey, "seeds": entry.payload.seeds}
+                    {
+                        "frames": entry.images,
+                        "grey": entry.payload.grey,
+                        "seeds": entry.payload.seeds,
+                        "claims": entry.payload.claims,
+                    }
                     for entry in sent.entries
                 ],
             }

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.mondrian import Category
 from gateway.case import Evidence
 from gateway.engine.batcher import Entry
 from gateway.engine.engine import GreyZone, HeatMap
@@ -37,6 +38,7 @@ class Ticket:
     pixels: NDArray[np.float32]
     grey: GreyZone | None
     seeds: tuple[int, ...] = field(repr=False)
+    claims: tuple[Category, ...] | None
     future: Future[Evidence]
     moment: traces.Moment
 

@@ -24,6 +24,7 @@ from detectors.denoisers.median import Median
 from detectors.ensemble import Examination
 from detectors.errors import DetectorError
 from detectors.heat import between
+from detectors.mondrian import Category
 from detectors.observation import Needs
 from gateway.engine.engine import GreyZone
 from gateway.engine.shared import SharedImages
@@ -138,10 +139,11 @@ class Worker:
         (3) denoise the cases in the grey zone, and ask the reference model again
         """
         images = torch.from_numpy(incoming).to(self.device)
+        claims, size = _claims(cases), self.batch_size_max
         parts = [
-            artefact.ensemble.examine(part, seeds)
-            for part, seeds in zip(
-                torch.split(images, self.batch_size_max), self._seeds(cases, len(images)), strict=True
+            artefact.ensemble.examine(part, seeds, None if claims is None else claims[start : start + size])
+            for start, part, seeds in zip(
+                range(0, len(images), size), torch.split(images, size), self._seeds(cases, len(images)), strict=True
             )
         ]  # (1)
         seen = _Seen.of(parts)
@@ -209,6 +211,13 @@ class _Seen:
             if not 0.0 < p_value <= 1.0:
                 raise DetectorError("a p-value lies outside 0 to 1")
         return report
+
+
+def _claims(cases: Sequence[tuple[slice, Report]]) -> list[list[Category]] | None:
+    """For each image, the categories that its case may be of; None where the model has none."""
+    if any(case["claims"] is None for _, case in cases):
+        return None  # then no case of the batch has any: a batch is one model's
+    return [[tuple(category) for category in case["claims"]] for _, case in cases for _ in range(int(case["frames"]))]
 
 
 def _corrected(p_values: NDArray[np.float64]) -> float:

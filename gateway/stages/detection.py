@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 
+from detectors.mondrian import Taxonomy
 from gateway.case import Case, Evidence
 from gateway.deadline import Deadline
 from gateway.engine.engine import Engine, EngineError, ExpiredError, GreyZone, WorkerLostError
 from gateway.errors import Abandoned
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.policy import DETECTION
+from gateway.stages.category import claimable
 from gateway.stages.seeds import seeds_of
 from signing import Reason
 
@@ -22,23 +25,34 @@ class DetectionStage:
     provides = frozenset({"evidence"})
 
     def __init__(
-        self, engine: Engine, *, false_positive_rate: float, grey_p: float | None, seed_key: bytes | None = None
+        self,
+        engine: Engine,
+        *,
+        false_positive_rate: float,
+        grey_p: float | None,
+        seed_key: bytes | None = None,
+        taxonomy: Taxonomy | None = None,
     ) -> None:
         """Find suspect what has p <= `false_positive_rate`; ask for denoised predictions above it up to `grey_p`.
 
-        `seed_key` is for detectors that draw at random; without it they can only fail.
+        `seed_key` is for detectors that draw at random; without it they can only fail. `taxonomy` is of detectors that
+        are calibrated by category.
         """
         self._engine = engine
         self._seed_key = seed_key
+        self._taxonomy = taxonomy
         self._false_positive_rate = false_positive_rate
         self._grey = None if grey_p is None else GreyZone(false_positive_rate, grey_p)
 
     def run(self, case: Case, deadline: Deadline) -> Case:
         """See `stage.Stage.run`."""
         assert case.image is not None
+        claims = None if self._taxonomy is None else claimable(case, self._taxonomy)
+        if claims is not None and not claims:
+            return self._without(case, GatewayReason.NOT_CALIBRATED, "no clean scans of its kind were calibrated on")
         try:
             caller, seeds = case.scan.source.identity, self._seeds(case, len(case.image.pixels))
-            future = self._engine.submit(case.image, deadline, self._grey, caller, seeds)
+            future = self._engine.submit(case.image, deadline, self._grey, caller, seeds, claims)
         except WorkerLostError as error:
             return self._without(case, GatewayReason.WORKER_LOST, str(error))
         try:
@@ -55,7 +69,8 @@ class DetectionStage:
             return self._without(case, GatewayReason.WORKER_LOST, str(error))
         except EngineError as error:
             return self._without(case, GatewayReason.DETECTOR_ERROR, str(error))
-        return case.with_finding(self._finding(evidence), evidence=evidence)
+        category = claims[0] if claims is not None and len(claims) == 1 else None
+        return case.with_finding(self._finding(evidence), evidence=replace(evidence, category=category))
 
     def _seeds(self, case: Case, frames: int) -> tuple[int, ...]:
         if self._seed_key is None:

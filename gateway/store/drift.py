@@ -11,6 +11,7 @@ transaction waits for the disk.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import sqlite3
@@ -25,9 +26,11 @@ from typing import Self, TypeAlias
 import numpy as np
 import structlog
 
-from detectors.artifact import JOINED, Promises
+from detectors.artifact import Promises
 from detectors.drift import Drift, Family, Sums, total
+from detectors.ensemble import JOINED
 from detectors.errors import DetectorError
+from detectors.mondrian import Category
 from gateway.case import Case
 from gateway.errors import ConfigError
 from gateway.finding import Finding, Outcome
@@ -38,6 +41,8 @@ from signing import VerifiedView
 
 SUSPENDED = "suspended"
 """What stands in receipts in the place of `confident` or `marginal`."""
+UNPROVEN = "unproven"
+"""The same where detectors are calibrated by category, and nobody vouches for which one the scan is of."""
 STREAMS_MAX = 4096
 """Sources times artefacts whose evidence is kept; sources are configured, and artefacts are signed by a person."""
 
@@ -65,7 +70,7 @@ class Standing:
     """What the detectors' promise is worth for a source, after one scan more."""
 
     guarantee: str
-    """`confident`, `marginal` or `suspended`."""
+    """`confident`, `marginal`, `suspended` or `unproven`."""
     drifts: tuple[Drift, ...] = ()
     """What this scan brought to light."""
 
@@ -79,6 +84,8 @@ class Calibrated:
     """SHA-256 of the manifest."""
     guarantee: str
     family: Family
+    kinds: Mapping[Category, Calibrated] = field(default_factory=dict)
+    """By category, where they are calibrated so: each has its own scans, bets and evidence."""
 
     @classmethod
     def of(cls, model: ProtectedModel, patients_between_false_alarms: float) -> Self:
@@ -86,9 +93,30 @@ class Calibrated:
         try:
             promises = Promises.read(model.artefact, model.manifest)
             family = Family(promises.deployed, scans_between_false_alarms=patients_between_false_alarms)
+            kinds = {
+                category: cls(
+                    model.name,
+                    hashlib.sha256(json.dumps([model.artefact_sha256, *category]).encode()).hexdigest(),
+                    model.guarantee,
+                    Family(tables, scans_between_false_alarms=patients_between_false_alarms),
+                )
+                for category, tables in promises.by_category.items()
+            }
         except DetectorError as error:
             raise ConfigError([f"models.{model.name}.detectors: {error}"]) from error
-        return cls(model.name, model.artefact_sha256, model.guarantee, family)
+        return cls(model.name, model.artefact_sha256, model.guarantee, family, kinds)
+
+    @property
+    def each(self) -> tuple[Calibrated, ...]:
+        """What is watched: one for each category, or this alone."""
+        return tuple(self.kinds.values()) or (self,)
+
+    def kind_of(self, case: Case) -> Calibrated | None:
+        """What the case was judged by; None where that was several categories."""
+        if not self.kinds:
+            return self
+        category = None if case.evidence is None else case.evidence.category
+        return None if category is None else self.kinds.get(category)
 
 
 @dataclass(slots=True)
@@ -125,9 +153,9 @@ class DriftWatch:
         """What a route whose detectors these are calls with each case that it has examined."""
         with self._lock:
             self._metrics.drift_forgotten(calibrated.model)
-            for (source, artefact), stream in self._streams.items():
-                if artefact == calibrated.artefact:
-                    self._tell(source, calibrated, stream)
+            watched = {each.artefact for each in calibrated.each}
+            for source in {source for source, artefact in self._streams if artefact in watched}:
+                self._tell(source, calibrated)
         return partial(self._observe, calibrated)
 
     def close(self) -> None:
@@ -137,12 +165,16 @@ class DriftWatch:
 
     def _observe(self, calibrated: Calibrated, case: Case) -> Standing:
         """Count the scan if it counts, and say what the guarantee is worth; what cannot be kept is worth nothing."""
-        source = case.scan.source.name
-        finding = _countable(case, calibrated.family)
+        source, kind = case.scan.source.name, calibrated.kind_of(case)
+        if kind is None:
+            return Standing(UNPROVEN)
+        finding = _countable(case, kind.family)
         try:
             with self._lock:
-                drifts = () if finding is None else self._count(calibrated, case, finding)
-                stream = self._streams.get((source, calibrated.artefact))
+                drifts = () if finding is None else self._count(kind, case, finding)
+                if finding is not None:
+                    self._tell(source, calibrated)
+                stream = self._streams.get((source, kind.artefact))
         except sqlite3.Error as error:
             _log.error("drift_not_recorded", source=source, error=type(error).__name__)
             return Standing(SUSPENDED)
@@ -168,7 +200,6 @@ class DriftWatch:
         suspended_at = self._clock() if drifts and before.suspended_at is None else before.suspended_at
         stream = _Stream(before.patients + 1, sums, suspended_at)
         self._write(place, patient, stream, durable=bool(drifts))
-        self._tell(source, calibrated, stream)
         return tuple(drifts)
 
     def _write(self, place: _Place, patient: bytes, stream: _Stream, *, durable: bool) -> None:
@@ -194,9 +225,16 @@ class DriftWatch:
         self._streams.pop(place, None)  # so that the order stays that of the last use, as it is on disk
         self._streams[place] = stream
 
-    def _tell(self, source: str, calibrated: Calibrated, stream: _Stream) -> None:
-        evidence = {name: total(sums) / calibrated.family.threshold for name, sums in stream.sums.items()}
-        self._metrics.drift(source, calibrated.model, evidence, suspended=stream.suspended_at is not None)
+    def _tell(self, source: str, calibrated: Calibrated) -> None:
+        """The strongest evidence among the categories, and whether any of them is suspended."""
+        evidence: dict[str, float] = {}
+        suspended = False
+        for each in calibrated.each:
+            stream = self._streams.get((source, each.artefact), _Stream())
+            suspended |= stream.suspended_at is not None
+            for name, sums in stream.sums.items():
+                evidence[name] = max(evidence.get(name, 0.0), total(sums) / each.family.threshold)
+        self._metrics.drift(source, calibrated.model, evidence, suspended=suspended)
 
     def _patient(self, view: VerifiedView) -> bytes:
         """Who a scan is of, as nobody without the key can tell; without a number, the study or the instance."""

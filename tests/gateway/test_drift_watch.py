@@ -13,9 +13,9 @@ import pytest
 import torch
 from pydicom.data import get_testdata_file
 
-from detectors.artifact import JOINED
 from detectors.calibration import ConformalCalibration
 from detectors.drift import Family
+from detectors.ensemble import JOINED
 from gateway.case import Case, Digests, Image
 from gateway.errors import ConfigError
 from gateway.finding import Finding, GatewayReason, Outcome

@@ -10,7 +10,8 @@ import torch
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from detectors.artifact import JOINED, Promises
+from detectors.artifact import Promises
+from detectors.ensemble import JOINED
 from detectors.errors import ArtefactError
 from gateway.protected import MANIFEST_ENVELOPE
 from gateway.testing import Site, write_signing_key
