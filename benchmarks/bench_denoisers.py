@@ -23,7 +23,7 @@ from detectors.observation import LEVEL, Span
 from lab import phantoms
 from report import ROOT, Table, Target, hand_back, milliseconds, ratio, rounds
 
-BATCH, ROUNDS = 16, 5
+BATCH, ROUNDS = 16, 3
 WANTED = 10.0
 PEERS = ROOT / ".cache" / "peers" / "denoisers"
 
