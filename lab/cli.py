@@ -111,8 +111,6 @@ def denoisers(
     as_json: bool,
 ) -> None:
     """Measure denoisers: per cent of right answers on clean and on attacked test scans, milliseconds an image."""
-    from dataclasses import asdict
-
     import torch
 
     from gateway.profile import Profile
@@ -126,12 +124,7 @@ def denoisers(
             bench = denoising.bench(model_path.read_bytes(), profile, torch.device(device), seed, watch)
             made = denoising.make(bench, denoisers or denoising.EVERY, scans.train.images)
             effects = denoising.measure(bench, made, scans.test, attacked=attacked)
-    if as_json:
-        click.echo(json.dumps([asdict(effect) for effect in effects]))
-        return
-    columns, rows = denoising.table(effects)
-    for line in (columns, *rows):
-        click.echo("\t".join(line))
+    click.echo(denoising.told(effects, as_json=as_json))
 
 
 @main.command()

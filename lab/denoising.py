@@ -1,8 +1,9 @@
 """Makes the denoisers that are asked for, and measures what each does to the model's answers."""
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -158,6 +159,14 @@ def table(effects: Sequence[Effect]) -> tuple[list[str], list[list[str]]]:
         times = [f"{each.milliseconds[size]:.3g}" for size in batches]
         rows.append([each.name, *(f"{100 * found['rate']:.1f}" for found in rates), *times])
     return [*columns, *(f"ms at {size}" for size in batches)], rows
+
+
+def told(effects: Sequence[Effect], *, as_json: bool) -> str:
+    """The effects as one JSON document, or as tab-separated lines under their headings."""
+    if as_json:
+        return json.dumps([asdict(effect) for effect in effects])
+    columns, rows = table(effects)
+    return "\n".join("\t".join(line) for line in (columns, *rows))
 
 
 def bench(model: bytes, profile: Profile, device: torch.device, seed: int, watch: Watch) -> Workbench:
