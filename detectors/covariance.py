@@ -1,12 +1,16 @@
 """How clean features of a class spread: shrunk covariances, and which scans describe a class that has few."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
-from detectors.errors import InputError
+from detectors.errors import InputError, NotFittedError
 
 FEWEST = 20
 """Clean scans without which no class is described by its own."""
+_LEAST = 0.01
+"""Of the shrinkage where a distance is taken: numbers that say the same twice would magnify rounding."""
 
 
 def members(groups: Tensor, count: int) -> list[Tensor]:
@@ -54,3 +58,44 @@ def whitener(covariance: Tensor) -> tuple[Tensor, Tensor]:
     sizes, axes = torch.linalg.eigh(covariance)
     sizes = sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
     return (axes / sizes.sqrt()).contiguous(), sizes.log().sum()
+
+
+class Spread:
+    """How far numbers of different kinds lie from the clean ones of their class, each in its own unit of spread."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """`state` as `state()` gives it: means (C, D) and precisions (C, D, D), float64."""
+        if set(state) != {"means", "precisions"}:
+            raise NotFittedError("a distance needs means and precisions")
+        self._means, self._precisions = state["means"], state["precisions"]
+
+    @classmethod
+    def fit(cls, points: Tensor, groups: Tensor, count: int) -> Self:
+        """Fit on clean scans.
+
+        Args:
+            points: (N, D), N at least `FEWEST`.
+            groups: (N,) int64, as `Observation.groups`.
+            count: number of classes.
+        """
+        fitted = [_moments(points[chosen].double()) for chosen in members(groups, count)]
+        return cls({"means": torch.stack([m for m, _ in fitted]), "precisions": torch.stack([p for _, p in fitted])})
+
+    def distance(self, points: Tensor, groups: Tensor) -> Tensor:
+        """(N,) float64 squared distance of (N, D) points, each to its class (N,), over the number of dimensions."""
+        means, precisions = (value.to(points.device) for value in (self._means, self._precisions))
+        offsets = points.double() - means[groups]
+        return torch.einsum("nd,nde,ne->n", offsets, precisions[groups], offsets) / points.shape[1]
+
+    def state(self) -> dict[str, Tensor]:
+        """Means and precisions."""
+        return {"means": self._means, "precisions": self._precisions}
+
+
+def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and precision (D, D), shrunk in units in which every dimension has spread 1."""
+    mean, spread = points.mean(0), points.std(0).clamp_min(1e-6)
+    covariance = shrunk((points - mean) / spread)
+    covariance = covariance.lerp(torch.eye(len(mean), dtype=covariance.dtype), _LEAST)
+    precision = torch.linalg.inv(covariance)
+    return mean, precision / spread[:, None] / spread[None, :]

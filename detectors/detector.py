@@ -46,6 +46,14 @@ class Detector(Protocol):
         ...
 
 
+class ReportedOnly:
+    """Marks a detector that speaks of where the pixels come from, not of whether somebody attacked the model.
+
+    Blur, another compression, another scanner make it loud, so it is shown to people beside the verdict; an ensemble
+    refuses it in a channel, whoever puts it there.
+    """
+
+
 class Method(Protocol):
     """How a detector comes to be; most are the class of their detector, which fits and restores itself."""
 

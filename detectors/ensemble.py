@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration
-from detectors.detector import Detector
+from detectors.detector import Detector, ReportedOnly
 from detectors.errors import DetectorError, InputError, NotFittedError
 from detectors.mondrian import Claims, Mondrian
 from detectors.observation import Needs, Observation, union
@@ -38,6 +38,10 @@ class Member:
     """On clean scans B: its own p-value, for reports."""
     channel: str | None
     """`robust`, `sensitive`, or None: reported only."""
+
+    def __post_init__(self) -> None:
+        if self.channel is not None and isinstance(self.detector, ReportedOnly):
+            raise DetectorError(f"{self.detector.name} says where pixels come from; it may not decide")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, decided, margin, pooled, to_logits
 from detectors.observation import Needs, Observation, Signal, Span
 
+NEIGHBOURS_AT_ONCE = 8
+"""Neighbours of a batch that are asked together: beyond it, memory grows and speed does not."""
+
 
 class Twin(Protocol):
     """A hardened network that the probe can ask."""
@@ -125,17 +128,19 @@ class Probe:
     def _look_around(
         self, images: Tensor, needs: Needs, seeds: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Logits of the reference on every neighbour, and features where they are needed, all in one batch."""
-        if not needs.neighbours:
-            return {}, {}
-        names = [each.name for each in needs.neighbours]
-        batch = self.span.from_unit(torch.cat([each(images, seeds) for each in needs.neighbours]))
+        """Logits of the reference on every neighbour, and features where they are needed, in as few batches as fit."""
         taps = self.taps[-1:] if Signal.NEIGHBOUR_FEATURES in needs.signals else ()
-        output, kept = self.reference.forward_with_taps(batch, taps)
-        logits = dict(zip(names, torch.split(self.logits(output), len(images)), strict=True))
-        if not kept:
-            return logits, {}
-        return logits, dict(zip(names, torch.split(pooled(kept[taps[0]]), len(images)), strict=True))
+        logits: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        for start in range(0, len(needs.neighbours), NEIGHBOURS_AT_ONCE):
+            some = needs.neighbours[start : start + NEIGHBOURS_AT_ONCE]
+            names = [each.name for each in some]
+            batch = self.span.from_unit(torch.cat([each(images, seeds) for each in some]))
+            output, kept = self.reference.forward_with_taps(batch, taps)
+            logits |= zip(names, torch.split(self.logits(output), len(images)), strict=True)
+            for value in kept.values():
+                features |= zip(names, torch.split(pooled(value), len(images)), strict=True)
+        return logits, features
 
 
 def check_images(images: Tensor) -> None:

@@ -6,15 +6,22 @@ from importlib.metadata import entry_points
 
 from detectors.detector import Method
 from detectors.errors import ArtefactError
+from detectors.methods.bias_field import BiasField
 from detectors.methods.block_agreement import BlockAgreement
+from detectors.methods.explanation import BY_GRADIENT, BY_OCCLUSION
+from detectors.methods.explanation_autoencoder import ExplanationAutoencoder
+from detectors.methods.feature_squeezing import FeatureSqueezing
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.kernel_density import KernelDensity
 from detectors.methods.lid import LocalDimension
 from detectors.methods.logit_heads import LogitHeads
 from detectors.methods.mahalanobis import LayerDistances
+from detectors.methods.medrdf import RobustMetric
 from detectors.methods.mgm import ClassGaussian
+from detectors.methods.ml_loo import LeaveOneOut
 from detectors.methods.neighbourhood import Neighbourhood
+from detectors.methods.noise_residual import NoiseResidual
 from detectors.methods.shifts import PredictionShift
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
@@ -40,6 +47,14 @@ _ASKED_FOR: tuple[Method, ...] = (
     BlockAgreement,
     LogitHeads,
     Neighbourhood,
+    RobustMetric,
+    FeatureSqueezing,
+    BY_GRADIENT,
+    BY_OCCLUSION,
+    ExplanationAutoencoder,
+    LeaveOneOut,
+    NoiseResidual,
+    BiasField,
 )
 OURS: Mapping[str, Method] = {method.name: method for method in (*_FITTED, *_ASKED_FOR)}
 DEFAULT = tuple(method.name for method in _FITTED)
