@@ -107,6 +107,8 @@ class Scene:
 
     def shown(self, x: Tensor) -> Tensor:
         """Return `stored`, with the gradient of points as they are."""
+        if not x.requires_grad:
+            return self.stored(x)
         values = self.target.low + x * self.target.unit
         return values + (self.stored(x) - values).detach()
 
@@ -114,13 +116,14 @@ class Scene:
         """Return the stored values nearest to points, within range and ball: whole numbers."""
         with torch.no_grad():
             unit = self.target.unit
-            clean = (self.clean * unit).round()
-            whole = (x * unit).round().clamp(0, self.target.high - self.target.low)
-            if self.norm == "linf":
-                reach = self.radius * unit + 1e-3
-                whole = whole.clamp(torch.ceil(clean - reach), torch.floor(clean + reach))
-            elif math.isfinite(self.radius):
-                whole = clean + rounded_within(x * unit - clean, whole - clean, self.radius * unit)
+            whole = (x * unit).round_().clamp_(0, self.target.high - self.target.low)
+            if math.isfinite(self.radius):
+                clean = (self.clean * unit).round_()
+                if self.norm == "linf":
+                    reach = math.floor(self.radius * unit + 1e-3)
+                    whole = whole.clamp_(clean - reach, clean + reach)
+                else:
+                    whole = clean + rounded_within(x * unit - clean, whole - clean, self.radius * unit)
             if self.limits is not None:
                 least, most = (limit * unit for limit in self.limits)
                 whole = whole.clamp(torch.ceil(least - 1e-3), torch.floor(most + 1e-3))
