@@ -146,8 +146,11 @@ def test_more_instances_than_a_request_may_have_are_too_many(site: Site, gateway
 HEAD, END = b"--XX\r\nContent-Type: application/dicom\r\n\r\n", b"\r\n--XX--"
 
 
-def post_without_end(site: Site, gateway: GatewayProcess, body: bytes) -> tuple[int, int]:
-    """A body that goes on in zeros for as long as it is taken; returns the status and how much was taken."""
+def post_without_end(site: Site, gateway: GatewayProcess, body: bytes) -> tuple[int | None, int]:
+    """A body that goes on in zeros for as long as it is taken; returns the status and how much was taken.
+
+    The status is None where the answer was lost: whoever goes on sending to a connection that was closed resets it.
+    """
     assert gateway.addresses.http is not None
     connection = http.client.HTTPConnection(gateway.addresses.http, timeout=60)
     connection.putrequest("POST", "/open/studies")
@@ -157,10 +160,13 @@ def post_without_end(site: Site, gateway: GatewayProcess, body: bytes) -> tuple[
     connection.endheaders()
     taken, piece = 0, bytes(65536)
     connection.send(b"%x\r\n%s\r\n" % (len(body), body))
-    while not select.select([connection.sock], [], [], 0)[0]:
-        connection.send(b"10000\r\n" + piece + b"\r\n")
-        taken += len(piece)
-    return connection.getresponse().status, taken
+    try:
+        while not select.select([connection.sock], [], [], 0)[0]:
+            connection.send(b"10000\r\n" + piece + b"\r\n")
+            taken += len(piece)
+        return connection.getresponse().status, taken
+    except (ConnectionError, http.client.HTTPException):
+        return None, taken
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_what_is_thrown_away_is_not_read_without_end(
     site: Site, gateway: GatewayProcess, body: bytes, status: int
 ) -> None:
     answered, taken = post_without_end(site, gateway, body)
-    assert answered == status
+    assert answered in {status, None}
     assert taken < 32 << 20  # twice an object, and what waits in sockets and buffers
 
 
