@@ -3,7 +3,7 @@
 Xu, Evans and Qi 2018, arXiv:1704.01155: the maximum over squeezers of the L1 distance between the probabilities of the
 image and of the squeezed image; bit depth and median as there (the bit depth counts over the whole window, the median
 is 3 x 3), JPEG at full bit depth and a Gaussian low-pass in place of non-local means. On a small victim
-of ours AUROC .98 for PGD that just crosses the boundary and .00 for PGD of twice the budget: where every squeezed copy
+of ours AUROC 1.0 for PGD that just crosses the boundary and .00 for PGD of twice the budget: where every squeezed copy
 is read alike the score is calm, and probabilities saturate where a shift of logits does not (Sharma and Chen 2018,
 arXiv:1803.09868). Where the diagnosis is in fine detail, clean scans alarm. Broken, too, by an attacker who squeezes:
 He et al. 2017, arXiv:1706.04701.

@@ -3,7 +3,7 @@
 Xu, Zhang and Zhang 2021, arXiv:2111.14564; the paper's formula of its Robust Metric was not to be had, so here it is
 the Clopper-Pearson lower bound of the share of copies that agree. The same with 100 copies and more, with abstention
 and a radius inside which the vote is certain (Cohen et al. 2019, arXiv:1902.02918), is `detectors.certificate`, for use
-offline. Limits: the score alone certifies nothing. On a small victim of ours AUROC .99 for PGD that just crosses the
+offline. Limits: the score alone certifies nothing. On a small victim of ours AUROC .98 for PGD that just crosses the
 boundary and .01 for PGD of twice the budget, which is read alike in every copy (Sharma and Chen 2018,
 arXiv:1803.09868); an attacker who averages over draws gets there sooner: Athalye et al. 2018, arXiv:1802.00420.
 """

@@ -166,7 +166,7 @@ def test_they_read_decisions_of_every_task(name: str, task: Task, shape: tuple[i
 
 @pytest.mark.parametrize("name", ["feature_squeezing", "medrdf"])
 def test_a_vote_around_the_image_sees_attacks_just_past_the_boundary(name: str, smooth: tuple[Any, nn.Module]) -> None:
-    """At 2 levels .98 and .99."""
+    """At 2 levels 1.0 and .98."""
     site, _ = smooth
     assert site.auroc(site.fitted(registry.method(name)), site.attacked(2)) > 0.9
 
@@ -174,7 +174,7 @@ def test_a_vote_around_the_image_sees_attacks_just_past_the_boundary(name: str, 
 @pytest.mark.parametrize("name", ["feature_squeezing", "medrdf"])
 def test_it_is_blind_to_attacks_far_past_the_boundary(name: str, smooth: tuple[Any, nn.Module]) -> None:
     """At 4 levels .00 and .01: every copy is read alike, more surely than a clean scan's. Sharma and Chen 2018,
-    arXiv:1803.09868; the lead itself still falls (noise6_0: 1.0)."""
+    arXiv:1803.09868; the lead itself still falls (noise6_0: .96)."""
     site, _ = smooth
     assert site.auroc(site.fitted(registry.method(name)), site.attacked(4)) < 0.1
     assert site.auroc(site.fitted(registry.method("noise6_0")), site.attacked(4)) > 0.9
@@ -182,7 +182,7 @@ def test_it_is_blind_to_attacks_far_past_the_boundary(name: str, smooth: tuple[A
 
 @pytest.mark.parametrize("name", ["feature_squeezing", "medrdf"])
 def test_who_squeezes_or_draws_too_gets_by_more_often(name: str, smooth: tuple[Any, nn.Module]) -> None:
-    """Through straight-through gradients and fresh draws, at 2 levels: TPR .46 and .54 where it was .90 and .97."""
+    """Through straight-through gradients and fresh draws: the rate falls by more than a fifth."""
     site, _ = smooth
     detector = site.fitted(registry.method(name))
     images = evading(site, misread_and_calm(site, detector, weight=2.0), levels=2, scans=12)
@@ -196,13 +196,13 @@ def test_where_the_diagnosis_is_in_the_detail_squeezing_alarms_on_clean_scans(si
 
 @pytest.mark.parametrize("name", ["explanation_gradient", "explanation_occlusion"])
 def test_what_the_model_looked_at_is_unlike_a_clean_scans(name: str, smooth: tuple[Any, nn.Module], site: Any) -> None:
-    """.96 and .94 on one victim at 2 levels, .92 and .87 on the other at 4."""
+    """.99 and .96 on one victim at 2 levels, .93 and .87 on the other at 4."""
     assert smooth[0].auroc(smooth[0].fitted(registry.method(name)), smooth[0].attacked(2)) > 0.85
     assert site.auroc(site.fitted(registry.method(name)), site.attacked(4)) > 0.75
 
 
 def test_an_autoencoder_of_maps_hardly_tells_attacks_from_clean_scans(smooth: tuple[Any, nn.Module]) -> None:
-    """.44 and .57 at 2 and 4 levels: the paper's claim does not carry over; scrambled maps it does tell."""
+    """.52 and .49 at 2 and 4 levels: the paper's claim does not carry over; scrambled maps it does tell."""
     site, _ = smooth
     detector = site.fitted(registry.method("explanation_autoencoder"))
     assert site.auroc(detector, site.attacked(2)) < 0.7
@@ -214,7 +214,7 @@ def test_an_autoencoder_of_maps_hardly_tells_attacks_from_clean_scans(smooth: tu
 
 
 def test_maps_are_steered_by_who_softens_the_network(smooth: tuple[Any, nn.Module]) -> None:
-    """A ReLU's gradient says nothing of how a map changes, a softplus' does: from .97 to .00 (arXiv:1906.07983)."""
+    """A ReLU's gradient says nothing of how a map changes, a softplus' does: from .99 to below .2 (arXiv:1906.07983)."""
     site, victim = smooth
     detector, soft = site.fitted(registry.method("explanation_gradient")), copy.deepcopy(victim).requires_grad_(False)
     for place, layer in enumerate(soft.body):
@@ -276,14 +276,14 @@ def field(images: Tensor, terms: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 
 
 def test_the_residual_sees_an_attack_and_another_compression_alike(site: Any) -> None:
-    """.96 of PGD at 4 levels, 1.0 of JPEG at quality 75: why it may not decide."""
+    """.95 of PGD at 4 levels, 1.0 of JPEG at quality 75: why it may not decide."""
     detector = site.fitted(registry.method("noise_residual"))
     assert site.auroc(detector, site.attacked(4)) > 0.9
     assert site.auroc(detector, Jpeg(75)(site.test)) > 0.9
 
 
 def test_who_keeps_the_residual_as_it_was_is_not_seen(smooth: tuple[Any, nn.Module]) -> None:
-    """At 2 levels from .85 to .28."""
+    """At 2 levels from .89 to below .5."""
     site, _ = smooth
     detector = site.fitted(registry.method("noise_residual"))
     images = evading(site, misread_and_calm(site, detector, weight=1.0), levels=2)
