@@ -6,7 +6,8 @@ from the lead; the anomaly is a shrunk Mahalanobis distance for each class that 
 released code, whose confounds are known: predicted class instead of the true one, clean scans alone, and both groups
 stored alike. On two small victims of ours AUROC .93 to 1.0 for PGD that knows nothing of it (by occlusion .69 to
 1.0); their 88 % on MIMIC-CXR rests on confounds and is not to be expected. Limits: maps can be steered at will, and an
-attacker who softens the network's kinks to do so takes it from .99 to below .2 (Dombrowski et al. 2019, arXiv:1906.07983).
+attacker who softens the network's kinks to do so takes it from .99 to below .2 (Dombrowski et al. 2019,
+arXiv:1906.07983).
 """
 
 from collections.abc import Callable

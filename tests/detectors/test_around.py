@@ -214,7 +214,7 @@ def test_an_autoencoder_of_maps_hardly_tells_attacks_from_clean_scans(smooth: tu
 
 
 def test_maps_are_steered_by_who_softens_the_network(smooth: tuple[Any, nn.Module]) -> None:
-    """A ReLU's gradient says nothing of how a map changes, a softplus' does: from .99 to below .2 (arXiv:1906.07983)."""
+    """A ReLU does not say how its gradient changes, a softplus does: from .99 to below .2 (arXiv:1906.07983)."""
     site, victim = smooth
     detector, soft = site.fitted(registry.method("explanation_gradient")), copy.deepcopy(victim).requires_grad_(False)
     for place, layer in enumerate(soft.body):
