@@ -3,14 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lab.fitting import Fitted
     from lab.recalibration import Chosen, Movement
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -63,7 +62,7 @@ def fit(
 
     from detectors import registry
     from gateway.profile import Profile
-    from lab import data, denoising, fitting
+    from lab import data, denoising, fit_table, fitting
     from lab.categories import Told
     from lab.progress import progress
     from signing.envelope import load_private_key
@@ -83,7 +82,7 @@ def fit(
     if as_json:
         click.echo(fitted.manifest.decode(), nl=False)
     else:
-        _show(fitted)
+        fit_table.show(fitted)
     if fitted.answers_only:
         click.echo(f"Gradient-free: {fitted.answers_only}. Only detectors that compare answers were fitted.", err=True)
     if key is None:
@@ -329,28 +328,6 @@ def sign_artefact(*, artefact: Path, key_path: Path) -> None:
     click.echo(f"signed: {facts['guarantee']} at {facts['fpr']:g}, calibrated on {facts['n_b']} scans", err=True)
 
 
-def _show(fitted: "Fitted") -> None:
-    """Print what each detector is worth, as measured on scans that nothing was fitted on."""
-    from rich.console import Console
-    from rich.table import Table
-
-    measured = fitted.measured
-    console = Console()
-    if (mondrian := fitted.ensemble.mondrian) is not None:
-        for category, size in mondrian.taxonomy.sizes.items():
-            console.print(f"calibrated for itself on {size} scans: {', '.join(category)}")
-    if not measured:
-        console.print("The data has no test split: nothing was measured.")
-        return
-    table = Table(title=f"{measured['n']} test scans; share flagged at the target rate")
-    for column in ("detector", "clean", *(f"PGD {level}" for level in measured["pgd"])):
-        table.add_column(column)
-    for name, clean in measured["fpr"].items():
-        rates = [_rate(entry.get("tpr", {}).get(name)) for entry in measured["pgd"].values()]
-        table.add_row(name, _rate(clean), *rates)
-    console.print(table)
-
-
 def _say_movements(movements: "Sequence[Movement]", chosen: "Chosen", *, as_json: bool) -> None:
     """Print every threshold, from the first calibration to the candidate, and what was left out."""
     from dataclasses import asdict
@@ -370,11 +347,6 @@ def _say_movements(movements: "Sequence[Movement]", chosen: "Chosen", *, as_json
         values = (f"{value:.4g}" for value in (each.anchor, each.before, each.after))
         table.add_row(f"{each.detector} at {each.rate:g}", *values, f"{each.moved:+.2f}")
     Console().print(table)
-
-
-def _rate(found: "dict[str, Any] | None") -> str:
-    """A rate with its interval, or a dash where nothing was there to flag."""
-    return f"{found['rate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else "-"
 
 
 class _refusals:  # noqa: N801 - reads as a word in `with`

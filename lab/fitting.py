@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from detectors.models.model import ReferenceModel
 from detectors.mondrian import Mondrian, calibratable
 from detectors.observation import Signal
 from detectors.probe import Probe
+from detectors.worth import Worth
 from gateway.profile import Profile
 from lab.categories import Told, categories_of
 from lab.data import DataError, Dataset, Split, halves
@@ -77,6 +78,8 @@ class Fitted:
     measured: Mapping[str, Any]
     answers_only: str | None = None
     """Why the model could not be rebuilt; None where it was."""
+    worths: Mapping[str, Worth] = field(default_factory=dict)
+    """By deciding detector: what it adds, on development attacks."""
 
 
 def fit(
@@ -127,8 +130,7 @@ def fit(
         ConversionError: the model can neither be rebuilt nor run.
     """
     place = device or torch.device("cpu")
-    check(denoisers)
-    _check(profile, parts, fpr, told)
+    _check(profile, parts, fpr, told, denoisers)
     reference, apart, answers_only = _opened(model, profile, parts.b.images, place)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
     if answers_only:
@@ -145,10 +147,11 @@ def fit(
     members, channels = _tails(bench, probe, detectors, parts.a.images)
     ensemble = _promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
-    facts = _facts(model, profile, parts, fpr, apart, measured) | {"gradients": reference.gradients}
+    worths = bench.worth(ensemble, parts.a.images, fpr)
+    facts = _facts(model, profile, parts, fpr, apart, measured, worths) | {"gradients": reference.gradients}
     manifest = Artefact.write(out, ensemble, restorers, facts)  # (7)
     put(out, manifest, key)
-    return Fitted(ensemble, restorers, manifest, measured, answers_only)
+    return Fitted(ensemble, restorers, manifest, measured, answers_only, worths)
 
 
 def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
@@ -160,8 +163,9 @@ def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
     return detector
 
 
-def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None) -> None:
+def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None, denoisers: Sequence[str]) -> None:
     """Refuse what cannot be fitted before any work is done."""
+    check(denoisers)
     least = fewest(fpr, Guarantee.MARGINAL)
     if len(parts.b) < least:
         raise DataError(
@@ -250,7 +254,13 @@ def _promised(
 
 
 def _facts(
-    model: bytes, profile: Profile, parts: Parts, fpr: float, apart: float | None, measured: Mapping[str, Any]
+    model: bytes,
+    profile: Profile,
+    parts: Parts,
+    fpr: float,
+    apart: float | None,
+    measured: Mapping[str, Any],
+    worths: Mapping[str, Worth],
 ) -> dict[str, Any]:
     """The manifest's entries on what was fitted, on what, and what it is worth."""
     return {
@@ -266,5 +276,5 @@ def _facts(
         "fpr": fpr,
         "precision": "float32",
         "conversion_max_abs_diff": apart,
-        "measured": measured,
+        "measured": {**measured, "members": {name: asdict(each) for name, each in worths.items()}},
     }

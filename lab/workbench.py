@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detectors.detector import Detector
+from detectors.ensemble import Ensemble
 from detectors.material import Material
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, harden
 from detectors.models.model import ReferenceModel
@@ -14,6 +15,7 @@ from detectors.models.outputs import Activation, Task, to_logits
 from detectors.models.small import SmallTwin
 from detectors.observation import Span, union
 from detectors.probe import Probe
+from detectors.worth import Worth, worth
 from gateway.profile import Profile
 from lab.data import DataError
 from lab.development import Attacked, Model, harmless, noisy, simulate, transplanted
@@ -106,6 +108,19 @@ class Workbench:
         unit = self.span.to_unit(images)
         found = _together([self._simulated(unit, seed=self.seed + k) for k in (9, 10, 11)])
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
+
+    def worth(self, ensemble: Ensemble, images: Tensor, fpr: float) -> dict[str, Worth]:
+        """What each deciding member adds on A, against attacks that nothing was fitted on; empty where A is too small.
+
+        The scans are those on which tails and fusion were fitted, so what it says compares members and no more.
+        """
+        unit = self.span.to_unit(images)
+        found = self._simulated(unit, seed=self.seed + 15).images
+        if len(images) < 1 / fpr or not len(found):
+            return {}
+        detectors = [member.detector for member in ensemble.members]
+        clean, attacked = (self.scores(ensemble.probe, detectors, self.span.from_unit(each)) for each in (unit, found))
+        return worth(ensemble.members, ensemble.channels, clean, attacked, fpr)
 
     def _simulated(self, unit: Tensor, seed: int) -> Attacked:
         return simulate(self.model, unit, device=self.device, seed=seed, task=self.task)

@@ -20,7 +20,7 @@ from lab import data, fitting
 from lab.cli import main
 from lab.development import descend, harmless, on_grid, simulate
 from lab.measuring import flagged
-from lab.workbench import logits_of
+from lab.workbench import Workbench, logits_of
 from signing.envelope import load_public_key, open_envelope
 
 
@@ -186,3 +186,17 @@ def test_files_that_are_none_are_refused(site: Path, tmp_path: Path) -> None:
 
         assert result.exit_code == 2
         assert result.stderr.strip().startswith("scanward-lab: ")
+
+
+def test_a_fit_says_what_each_deciding_detector_adds(site: Path, fitted: fitting.Fitted) -> None:
+    """At a rate that the few scans of A support; at the artefact's own they are too few to compare on."""
+    profile = Profile.load(site / "profile.toml")
+    scans = data.load(site / "data.npz", profile).train.images[:60]
+    bench = Workbench(fitted.ensemble.probe.reference, profile, torch.device("cpu"), 0, lambda _stage, _share: None)
+
+    worths = bench.worth(fitted.ensemble, scans, 0.05)
+
+    assert set(worths) == {"twinM", "twinS", "fusion", "gradient_residual"}
+    assert max(each.alone for each in worths.values()) > 0.5
+    assert all(-1 <= each.gain <= each.alone + 0.5 for each in worths.values())
+    assert json.loads(fitted.manifest)["measured"]["members"] == bench.worth(fitted.ensemble, scans, 0.01) == {}
