@@ -36,8 +36,9 @@ class Pkcs11Uri:
     """From the file that `pin-source` names, else from SCANWARD_PKCS11_PIN; never from the URI itself."""
 
     @classmethod
-    def parse(cls, uri: str) -> Pkcs11Uri:
-        """Read a URI such as `pkcs11:token=hospital;object=ct?pin-source=file:/run/secrets/pin`.
+    def parse(cls, uri: str, kind: str = "private") -> Pkcs11Uri:
+        """Read a URI such as `pkcs11:token=hospital;object=ct?pin-source=file:/run/secrets/pin`, which names a key of a
+        kind: `private`, or `secret-key`.
 
         Raises:
             SignError: not such a URI, naming no key, or with a PIN in it.
@@ -47,8 +48,8 @@ class Pkcs11Uri:
         path, _, query = uri.removeprefix("pkcs11:").partition("?")
         where = _attributes(path, ";", _PATH_KEYS)
         how = _attributes(query, "&", _QUERY_KEYS)
-        if where.get("type", "private") != "private":
-            raise SignError("PKCS #11 URI: type must be private, since a private key is needed")
+        if where.get("type", kind) != kind:
+            raise SignError(f"PKCS #11 URI: type must be {kind}, since such a key is needed")
         if not where.keys() & {"object", "id"}:
             raise SignError("PKCS #11 URI: names no key; give object or id")
         module = unquote(how.get("module-path", "")) or os.environ.get(MODULE_VARIABLE, "")

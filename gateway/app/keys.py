@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gateway.errors import ConfigError
 from gateway.settings.storage import KeysConfig
+from gateway.store.kek import KEY_BYTES, Kek, RawKek, load, secret
 from signing import EnvelopeError, envelope
-
-KEY_BYTES = 32
-"""Of the quarantine's key, AES-256, and of the seed key, HMAC-SHA-256."""
 
 _NAMES_INFO = b"scanward quarantine names v1"
 _DRIFT_INFO = b"scanward drift watch v1"
@@ -30,7 +26,7 @@ class Keys:
     receipt: Ed25519PrivateKey
     checkpoint: Ed25519PrivateKey
     retired_checkpoints: tuple[Ed25519PublicKey, ...]
-    quarantine: bytes = field(repr=False)
+    quarantine: Kek
     seed: bytes | None = field(repr=False)
     """Of the detectors that draw at random."""
 
@@ -41,12 +37,12 @@ class Keys:
             _signing_key("keys.receipt", config.receipt),
             _signing_key("keys.checkpoint", config.checkpoint),
             tuple(_public_key("keys.retired_checkpoints", path) for path in config.retired_checkpoints),
-            _secret("keys.quarantine", config.quarantine),
+            _kek("keys.quarantine", config.quarantine),
             None if config.seed is None else _secret("keys.seed", config.seed),
         )
         if keys.receipt.private_bytes_raw() == keys.checkpoint.private_bytes_raw():
             raise ConfigError(["keys.checkpoint: must be another key than keys.receipt"])
-        if keys.seed == keys.quarantine:
+        if keys.seed is not None and RawKek(keys.seed).id == keys.quarantine.id:
             raise ConfigError(["keys.seed: must be another key than keys.quarantine"])
         return keys
 
@@ -58,22 +54,22 @@ class Keys:
     @property
     def quarantine_names(self) -> bytes:
         """Names held scans; derived, so that it is one key less to keep. A new quarantine key begins new names."""
-        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_NAMES_INFO).derive(self.quarantine)
+        return self.quarantine.derive(_NAMES_INFO)
 
     @property
     def replay(self) -> bytes:
         """Hides instances and patients in the replay ledger; derived likewise."""
-        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_REPLAY_INFO).derive(self.quarantine)
+        return self.quarantine.derive(_REPLAY_INFO)
 
     @property
     def drift(self) -> bytes:
         """Hides patients in the drift watch; derived likewise."""
-        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_DRIFT_INFO).derive(self.quarantine)
+        return self.quarantine.derive(_DRIFT_INFO)
 
     @property
-    def custody(self) -> bytes:
+    def custody(self) -> Kek:
         """Wraps the data keys of scans that wait to be examined or handed on; derived likewise."""
-        return HKDF(SHA256(), KEY_BYTES, salt=None, info=_CUSTODY_INFO).derive(self.quarantine)
+        return RawKek(self.quarantine.derive(_CUSTODY_INFO))
 
 
 def _signing_key(key: str, path: Path) -> Ed25519PrivateKey:
@@ -90,11 +86,17 @@ def _public_key(key: str, path: Path) -> Ed25519PublicKey:
         raise ConfigError([f"{key}: {error}"]) from error
 
 
+def _kek(key: str, place: str) -> Kek:
+    try:
+        return load(place)
+    except ConfigError as error:
+        raise ConfigError([f"{key}: {problem}" for problem in error.problems]) from error
+
+
 def _secret(key: str, path: Path) -> bytes:
     try:
-        secret = bytes.fromhex(path.read_text("ascii").strip())
-    except (OSError, ValueError):
+        return secret(path.read_text("ascii"), str(path))
+    except ConfigError as error:
+        raise ConfigError([f"{key}: {problem}" for problem in error.problems]) from error
+    except (OSError, UnicodeDecodeError):
         raise ConfigError([f"{key}: {path}: not {KEY_BYTES} bytes in hexadecimal"]) from None
-    if len(secret) != KEY_BYTES:
-        raise ConfigError([f"{key}: {path}: {len(secret)} bytes, not {KEY_BYTES}"])
-    return secret

@@ -50,6 +50,10 @@ def _secret_file(path: Path, info: ValidationInfo) -> Path:
     return path
 
 
+def _key_place(value: str, info: ValidationInfo) -> str:
+    return value if value.startswith(("pkcs11:", "env:")) else str(_secret_file(Path(value), info))
+
+
 def _address(value: str) -> str:
     host, colon, port = value.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
@@ -86,6 +90,7 @@ File = Annotated[Path, AfterValidator(_readable_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
 FileOrDirectory = Annotated[Path, AfterValidator(_readable)]
 SecretFile = Annotated[Path, AfterValidator(_secret_file)]
+KeyPlace = Annotated[str, AfterValidator(_key_place)]
 OwnDirectory = Annotated[Path, AfterValidator(_resolved)]
 Address = Annotated[str, AfterValidator(_address)]
 Url = Annotated[str, AfterValidator(_url)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gateway.settings.fields import File, OwnDirectory, SecretFile, Table
+from gateway.settings.fields import File, KeyPlace, OwnDirectory, SecretFile, Table
 
 
 class StorageConfig(Table):
@@ -30,8 +30,9 @@ class KeysConfig(Table):
 
     receipt: SecretFile
     checkpoint: SecretFile
-    quarantine: SecretFile
-    """Key-encryption key of the quarantine: 32 bytes in hexadecimal."""
+    quarantine: KeyPlace
+    """Key-encryption key of the quarantine: 32 bytes in hexadecimal in a file or a variable (`env:NAME`), or a key
+    inside a token (`pkcs11:…`, RFC 7512)."""
     seed: SecretFile | None = None
     """What random detectors draw from, with the scan's digest: 32 bytes in hexadecimal; required once one draws."""
     retired_checkpoints: tuple[File, ...] = ()

@@ -25,7 +25,8 @@ from typing import IO, Any
 
 from gateway import documents, durable
 from gateway.errors import ConfigError, Overloaded
-from gateway.store.vault import KEY_BYTES, Vault, VaultError, sealed_bytes
+from gateway.store.kek import Kek, VaultError
+from gateway.store.vault import Vault, sealed_bytes
 
 FACTS_BYTES_MAX = 16384
 """Of the facts about one object: names, digests, a title; never a header value of any length."""
@@ -58,20 +59,18 @@ class Parcel:
 class Custody:
     """A private directory of objects, bounded in bytes and number; thread-safe, for one process."""
 
-    def __init__(self, directory: Path, kek: bytes, *, bytes_max: int, objects_max: int) -> None:
+    def __init__(self, directory: Path, kek: Kek, *, bytes_max: int, objects_max: int) -> None:
         """Open or create; throws away what a crash left without a name.
 
         Args:
             directory: for this custody alone; created with mode 0700.
-            kek: 32 bytes, wraps one data key an object.
+            kek: wraps one data key an object.
             bytes_max: on disk, all objects together.
             objects_max: number of objects.
         """
-        if len(kek) != KEY_BYTES:
-            raise ConfigError([f"the key of {directory.name} must have {KEY_BYTES} bytes"])
         self._directory = directory
         self._vault = Vault(kek)
-        self._name_key = hashlib.sha256(b"scanward custody names v1\x00" + kek).digest()
+        self._name_key = kek.derive(b"scanward custody names v1")
         self._bytes_max = bytes_max
         self._objects_max = objects_max
         self._lock = threading.Lock()

@@ -31,7 +31,8 @@ from gateway.reply import Reply
 from gateway.scan import Scan
 from gateway.store.held import Act, Examination, Held, State, of_held, to_held
 from gateway.store.holdings import CASE, IDENTITY, MAP, SCAN, claim, clean, disk, on_disk, taken
-from gateway.store.vault import KEY_BYTES, Vault, VaultError, sealed_bytes
+from gateway.store.kek import KEY_BYTES, Kek, VaultError
+from gateway.store.vault import Vault, sealed_bytes
 from gateway.telemetry.metrics import Metrics
 from gateway.verdict import Verdict
 
@@ -48,18 +49,18 @@ class _Part:
 class Quarantine:
     """A private directory of held scans, bounded in bytes; thread-safe, for one process."""
 
-    def __init__(self, directory: Path, kek: bytes, *, name_key: bytes, bytes_max: int, metrics: Metrics) -> None:
+    def __init__(self, directory: Path, kek: Kek, *, name_key: bytes, bytes_max: int, metrics: Metrics) -> None:
         """Open or create; throws away what a crash left half-written.
 
         Args:
             directory: for this quarantine alone; created with mode 0700.
-            kek: 32 bytes, wraps one data key an object.
+            kek: wraps one data key an object.
             name_key: 32 bytes or more, makes the names.
             bytes_max: on disk, all objects together.
             metrics: told how many are held.
         """
-        if len(kek) != KEY_BYTES or len(name_key) < KEY_BYTES:
-            raise ConfigError([f"quarantine keys must have {KEY_BYTES} bytes"])
+        if len(name_key) < KEY_BYTES:
+            raise ConfigError([f"the key of the quarantine's names must have {KEY_BYTES} bytes"])
         self._directory = directory
         self._vault = Vault(kek)
         self._name_key = name_key

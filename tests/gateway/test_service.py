@@ -35,6 +35,7 @@ from gateway.scan import Source
 from gateway.service import ProtectionService, Route
 from gateway.settings.coherence import DEFAULT
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy, StudyPolicy
+from gateway.store.kek import RawKek
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.telemetry.metrics import Metrics
@@ -128,7 +129,7 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
     sink = Sink(log)
     audit = AuditLog(sink, checkpoint_key, metrics=metrics, checkpoint_file=tmp_path / "checkpoint.json")
     ledger = Ledger(tmp_path / "ledger.db", rows_max=1000, age_s_max=3600.0)
-    quarantine = Quarantine(tmp_path / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 20, metrics=metrics)
+    quarantine = Quarantine(tmp_path / "q", RawKek(bytes(32)), name_key=bytes(32), bytes_max=1 << 20, metrics=metrics)
     stage, model, clock = FirstByte(), Model(log), [datetime(2026, 5, 4, tzinfo=UTC)]
     pipeline, policy = Pipeline([stage], metrics), ServicePolicy(SETTINGS)
     monitored = {"ct-scanner": date(2026, 5, 5), "over": date(2026, 5, 4)}

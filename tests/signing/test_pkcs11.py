@@ -92,6 +92,8 @@ def token(tmp_path_factory: pytest.TempPathFactory, hospital: Hospital, now: dat
         pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         into = ("--token", "hospital", "--pin", PIN, "--label", label, "--id", f"{number:02x}")
         softhsm("--import", str(pem), *into)
+    pkcs11 = importlib.import_module("pkcs11")
+    pkcs11.lib(str(MODULE)).reinitialize()  # whatever tokens it knew before
     (folder / "pin").touch(mode=0o600)
     (folder / "pin").write_text(PIN)
     yield folder

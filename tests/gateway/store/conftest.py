@@ -33,6 +33,7 @@ from gateway.settings.coherence import DEFAULT
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, SignaturePolicy
 from gateway.settings.review import ReviewConfig
 from gateway.store.held import Held
+from gateway.store.kek import RawKek
 from gateway.store.ledger import Ledger
 from gateway.store.quarantine import Quarantine
 from gateway.telemetry.metrics import Metrics
@@ -138,7 +139,7 @@ class House:
         self.audit = AuditLog(self.sink, self.key, metrics=self.metrics, checkpoint_file=checkpoint)
         self.ledger = Ledger(self.root / "ledger.db", rows_max=1000, age_s_max=1e9, clock=self._seconds)
         self.quarantine = Quarantine(
-            self.root / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 20, metrics=self.metrics
+            self.root / "q", RawKek(bytes(32)), name_key=bytes(32), bytes_max=1 << 20, metrics=self.metrics
         )
         self.serve(settings)
         return self

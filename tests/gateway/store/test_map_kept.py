@@ -11,8 +11,8 @@ import pytest
 from gateway.errors import NotHeld, Overloaded
 from gateway.finding import GatewayReason
 from gateway.store.held import Held
+from gateway.store.kek import RawKek, VaultError
 from gateway.store.quarantine import Quarantine
-from gateway.store.vault import VaultError
 from gateway.verdict import Disposition, Verdict
 
 HELD = Verdict(Disposition.QUARANTINE, (GatewayReason.SUSPECT,))
@@ -26,7 +26,9 @@ def open_quarantine(tmp_path: Path, metrics) -> Iterator[Callable[..., Quarantin
     def open_(*, bytes_max: int = 1 << 20) -> Quarantine:
         for earlier in opened:
             earlier.close()
-        opened[:] = [Quarantine(tmp_path / "q", bytes(32), name_key=bytes(32), bytes_max=bytes_max, metrics=metrics)]
+        opened[:] = [
+            Quarantine(tmp_path / "q", RawKek(bytes(32)), name_key=bytes(32), bytes_max=bytes_max, metrics=metrics)
+        ]
         return opened[0]
 
     yield open_

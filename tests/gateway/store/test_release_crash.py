@@ -42,6 +42,7 @@ _SCRIPT = """
     from gateway.settings.review import ReviewConfig
     from gateway.store.held import State
     from gateway.store.ledger import Ledger
+    from gateway.store.kek import RawKek
     from gateway.store.quarantine import Quarantine
     from gateway.testing import WIDE_LIMITS
     from gateway.callers.throttle import Throttle
@@ -76,7 +77,7 @@ _SCRIPT = """
             self.audit = AuditLog(SqliteSink(root / "audit.db"), KEY, metrics=metrics,
                                   checkpoint_file=root / "checkpoint")
             self.ledger = Ledger(root / "ledger.db", rows_max=9, age_s_max=1e9, clock=lambda: self.now)
-            self.quarantine = Quarantine(root / "q", bytes(32), name_key=bytes(32), bytes_max=1 << 20,
+            self.quarantine = Quarantine(root / "q", RawKek(bytes(32)), name_key=bytes(32), bytes_max=1 << 20,
                                          metrics=metrics)
             stores = dict(quarantine=self.quarantine, ledger=self.ledger, audit=self.audit, metrics=metrics)
             settings = ReviewConfig(four_eyes=False, decided_days_max=1.0, unsafe_undecided_days_max=1.0)
