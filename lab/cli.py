@@ -195,8 +195,8 @@ def evaluate(
     from gateway.profile import Profile
     from lab.evaluation.attacks import ALL
     from lab.evaluation.evaluate import evaluate as measured
+    from lab.evaluation.files import write
     from lab.evaluation.grades import GRADES
-    from lab.evaluation.page import page
     from lab.progress import progress
 
     with _refusals():
@@ -205,15 +205,12 @@ def evaluate(
                 model_path.read_bytes(), Profile.load(profile_path), detectors, (detectors / MANIFEST).read_bytes(),
                 data_path, attacks=ALL if attacks == "all" else attacks.split(","), levels=_levels(eps),
                 grade=GRADES[grade_name], adaptive=adaptive, shifts=shifts, seed=seed, device=torch.device(device),
-                watch=watch,
+                watch=watch, keep=lambda found: None if out is None else write(found, out, data_path.stem),
             )  # fmt: skip
-        document, tables = json.dumps(report.document(), indent=2, allow_nan=False), report.markdown(data_path.stem)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "report.json").write_text(document + "\n", encoding="utf-8")
-            (out / "report.md").write_text(tables + "\n", encoding="utf-8")
-            (out / "report.html").write_text(page(report.document(), data_path.stem), encoding="utf-8")
-    click.echo(document if as_json else tables)
+            write(report, out, data_path.stem)
+    shown = json.dumps(report.document(), indent=2, allow_nan=False) if as_json else report.markdown(data_path.stem)
+    click.echo(shown)
 
 
 def _levels(text: str) -> list[float]:

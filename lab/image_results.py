@@ -16,6 +16,7 @@ from detectors.artifact import MANIFEST
 from detectors.calibration import Guarantee, fewest
 from lab.evaluation.attacks import ALL
 from lab.evaluation.evaluate import evaluate
+from lab.evaluation.files import write
 from lab.evaluation.grades import GRADES, Grade
 from lab.fitting import Parts, fit
 from lab.progress import progress
@@ -83,16 +84,16 @@ def _measured(
 ) -> str:
     """One set's tables; measured anew unless that was done at this grade."""
     place = directory / f"evaluation-{grade.name}"
-    if not (place / "report.md").exists():
+    found = place / "report.json"
+    if not (found.exists() and not json.loads(found.read_text(encoding="utf-8"))["attacks_left"]):
         with progress() as watch:
             report = evaluate(
                 guarded.model_file.read_bytes(), guarded.profile, directory / "detectors",
                 (directory / "detectors" / MANIFEST).read_bytes(), npz, attacks=attacks, levels=(1, 2, 4, 8),
                 grade=grade, adaptive=True, shifts=shifts, watch=watch,
+                keep=lambda report: write(report, place, npz.stem),
             )  # fmt: skip
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "report.json").write_text(json.dumps(report.document(), indent=2, allow_nan=False) + "\n")
-        (place / "report.md").write_text(report.markdown(npz.stem) + "\n", encoding="utf-8")
+        write(report, place, npz.stem)
     return (place / "report.md").read_text(encoding="utf-8")
 
 

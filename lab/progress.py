@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,10 +15,17 @@ Watch = Callable[[str, float], None]
 
 @contextmanager
 def progress() -> Iterator[Watch]:
-    """Show a bar for each stage as it is told of; what is yielded is told the stage and its share."""
+    """Show a bar for each stage as it is told of; what is yielded is told the stage and its share.
+
+    Where stderr is no terminal, a line is written when a stage begins and at each quarter of it.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as display:
+    with Progress(*columns, console=console) as display:
 
         def watch(stage: str, share: float) -> None:
             if stage not in tasks:
@@ -25,3 +33,17 @@ def progress() -> Iterator[Watch]:
             display.update(tasks[stage], completed=share)
 
         yield watch
+
+
+def _lines(console: Console) -> Watch:
+    """A watch for logs."""
+    told: dict[str, int] = {}
+    began = time.monotonic()
+
+    def watch(stage: str, share: float) -> None:
+        quarter = int(4 * share)
+        if quarter > told.get(stage, -1):
+            told[stage] = quarter
+            console.print(f"{time.monotonic() - began:7.0f} s  {stage} {25 * quarter} %", highlight=False)
+
+    return watch

@@ -62,6 +62,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | None = None,
     watch: Watch = lambda _stage, _share: None,
+    keep: Callable[[Report], None] = lambda _report: None,
 ) -> Report:
     """Measure an artefact on the test split of a data set.
 
@@ -83,6 +84,7 @@ def evaluate(
         seed: of everything that is drawn.
         device: where to run; by default the CPU.
         watch: told of progress.
+        keep: given the report as far as it goes, after each attack: hours of work outlive what ends them.
 
     Raises:
         DataError: no test scans, stored values that an attack cannot be written into, or no such attack.
@@ -99,8 +101,9 @@ def evaluate(
     if adaptive:
         plans += informed(bench.ensemble, bench.fpr, levels, grade, seed)
     with staged(watch, "attacking", max(len(plans), 1)) as done:  # (3)
-        for plan in plans:
-            report = replace(report, attacks=(*report.attacks, bench.attacked(plan, begun, clean)))
+        for left, plan in zip(range(len(plans) - 1, -1, -1), plans, strict=True):
+            report = replace(report, attacks=(*report.attacks, bench.attacked(plan, begun, clean)), left=left)
+            keep(report)
             done()
     return report
 

@@ -105,6 +105,8 @@ class Report:
     shifts: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
     """By data set and detector, flagged at the target rate."""
     attacks: tuple[Entry, ...] = ()
+    left: int = 0
+    """Attacks that are still to come: above 0 in a report that was cut short."""
 
     def document(self) -> dict[str, Any]:
         """report.json."""
@@ -124,6 +126,7 @@ class Report:
             "clean_accuracy": self.clean_accuracy,
             "denoised_clean_accuracy": dict(self.denoised_clean_accuracy),
             "attacks": [entry.document() for entry in self.attacks],
+            "attacks_left": self.left,
             "null_attack": {
                 "flag_rate": loudest,
                 "by_change": {name: dict(rates[ENSEMBLE]) for name, rates in self.benign.items()},

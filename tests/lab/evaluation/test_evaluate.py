@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from gateway.profile import Profile
 from lab.cli import main
 from lab.evaluation import grades
 from lab.evaluation.attacks import ALL
+from lab.evaluation.evaluate import evaluate
+from lab.evaluation.files import write
 from lab.evaluation.grades import Grade
 from lab.evaluation.page import page
+from lab.evaluation.report import Report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +70,31 @@ def test_the_page_says_so_where_no_informed_attacker_was_tried(report: dict[str,
     blind = report | {"attacks": [each for each in report["attacks"] if each["tier"] != "adaptive"]}
 
     assert "No attacker who knows the detectors was tried" in page(blind, "data")
+
+
+def test_what_was_found_before_the_end_is_kept(site: Path, fitted: object, tmp_path: Path) -> None:
+    class EndedError(Exception):
+        pass
+
+    kept: list[Report] = []
+
+    def keep(found: Report) -> None:
+        kept.append(found)
+        write(found, tmp_path, "cut short")
+        if len(kept) == 2:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        evaluate(
+            (site / "model.onnx").read_bytes(), Profile.load(site / "profile.toml"), site / "out",
+            (site / "out" / "manifest.json").read_bytes(), site / "data.npz", attacks=["fgsm"], levels=(1, 2, 4),
+            grade=grades.GRADES["quick"], keep=keep,
+        )  # fmt: skip
+
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert [each["eps"] for each in document["attacks"]] == [1, 2]
+    assert document["attacks_left"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.html"}
 
 
 def entry(report: dict[str, Any], name: str, eps: float | None) -> dict[str, Any]:
