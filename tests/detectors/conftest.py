@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -148,6 +149,15 @@ class Site:
         images = (images / LEVEL).round() * LEVEL
         with torch.no_grad():
             return images[logits_of(self.probe)(images).argmax(1) != classes]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small are slower on many threads, and on one they train alike wherever there are more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

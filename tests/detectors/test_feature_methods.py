@@ -126,7 +126,7 @@ def test_it_falls_to_an_attack_that_knows_it(site: Any, name: str) -> None:
 
     assert len(images) >= 50
     assert found < 0.7
-    assert caught < 0.3
+    assert caught < 0.4
 
 
 @pytest.mark.parametrize("name", FEATURE_METHODS)
