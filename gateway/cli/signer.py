@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -64,14 +66,31 @@ def refuse_to_replace(out: Path, *, force: bool) -> None:
 
 def write_whole(out: Path, data: bytes, *, force: bool) -> None:
     """Write a file whole or not at all, with `force` also where OUT is what was read; raises `CannotRun`."""
-    part = out.with_name(f"{out.name}.part")
-    part.write_bytes(data)
-    if force:
-        part.replace(out)
-        return
     try:
-        out.hardlink_to(part)  # in one step, and never over a file that came meanwhile
-    except FileExistsError:
-        refuse_to_replace(out, force=False)
+        handle, name = tempfile.mkstemp(
+            dir=out.parent, prefix=f".{out.name}."
+        )  # nobody else's name, as OUT.part may be
+    except OSError as error:
+        raise CannotRun(f"{out} cannot be written: {error.strerror}") from error
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        part.chmod(0o666 & ~_umask())
+        if force:
+            part.replace(out)
+        else:
+            out.hardlink_to(part)  # in one step, and never over a file that came meanwhile
+    except FileExistsError:  # also a link that points nowhere
+        raise CannotRun(f"{out}: is there already; --force replaces it") from None
+    except OSError as error:
+        raise CannotRun(f"{out} cannot be written: {error.strerror}") from error
     finally:
-        part.unlink()
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What files of this process are not to be; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -244,7 +244,25 @@ class TestSignAndVerify:
         assert run("sign", path, path, *options, "--force").exit_code == 0
         before, after = read(CT.read_bytes()), read(path.read_bytes())
         assert {element.tag for element in after} - {element.tag for element in before} == {0x4FFE0001, 0xFFFAFFFA}
-        assert not list(tmp_path.glob("*.part"))
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_what_is_called_like_a_part_of_it_is_left_alone(self, site: Site, tmp_path: Path) -> None:
+        pki = site.hospital
+        (tmp_path / "out.dcm.part").write_text("precious")
+        ended = run("sign", CT, tmp_path / "out.dcm", "--key", pki.path("ct.key"), "--cert", pki.path("ct.pem"))
+        assert ended.exit_code == 0
+        assert (tmp_path / "out.dcm.part").read_text() == "precious"
+        assert {path.name for path in tmp_path.iterdir()} == {"out.dcm", "out.dcm.part"}
+
+    def test_nothing_is_called_signed_that_was_not_written(self, site: Site, tmp_path: Path) -> None:
+        pki = site.hospital
+        (tmp_path / "link.dcm").symlink_to(tmp_path / "nowhere.dcm")
+        for out in (tmp_path / "link.dcm", tmp_path / "none" / "out.dcm"):
+            ended = run("sign", CT, out, "--key", pki.path("ct.key"), "--cert", pki.path("ct.pem"))
+            assert ended.exit_code == 2, ended.stdout
+            assert f"{out}" in ended.stderr
+            assert ".part" not in ended.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["link.dcm"]
 
 
 class TestAudit:
