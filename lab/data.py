@@ -117,11 +117,12 @@ def stored(path: Path, split: str, profile: Profile) -> StoredScans:
     """
     if path.is_dir():
         raise DataError(f"{path}: attacks are written into the stored values of an .npz file, not of a folder")
-    arrays, _ = _opened(path)
-    scans = _npz_split(arrays, split, profile)
-    if not len(scans):
+    arrays, _ = opened_npz(path)
+    images = _npz_images(arrays, split)
+    if images is None:
         raise DataError(f"{path}: there are no {split} scans")
-    return StoredScans(torch.from_numpy(arrays[f"{split}_images"]).float()[:, None], scans.labels)
+    labels = _npz_labels(arrays.get(f"{split}_labels"), len(images), split, profile)
+    return StoredScans(torch.from_numpy(images).float()[:, None], labels)
 
 
 def halves(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -144,13 +145,13 @@ def halves(split: Split, share: float, seed: int) -> tuple[Split, Split]:
 
 def _from_npz(path: Path, profile: Profile) -> Dataset:
     """The layout of the architecture, section 5.1: uint8 images by split, labels, groups, ids."""
-    arrays, content = _opened(path)
+    arrays, content = opened_npz(path)
     classes = tuple(str(name) for name in arrays.get("class_names", np.array(profile.classes)))
     splits = {name: _npz_split(arrays, name, profile) for name in SPLITS}
     return Dataset(**splits, classes=classes, sha256=hashlib.sha256(content).hexdigest())
 
 
-def _opened(path: Path) -> tuple[dict[str, NDArray[Any]], bytes]:
+def opened_npz(path: Path) -> tuple[dict[str, NDArray[Any]], bytes]:
     """The arrays of an .npz file, and its bytes; raises `DataError`."""
     try:
         content = path.read_bytes()
@@ -162,12 +163,10 @@ def _opened(path: Path) -> tuple[dict[str, NDArray[Any]], bytes]:
 
 def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) -> Split:
     """One split; one that the file lacks is empty."""
-    images = arrays.get(f"{name}_images")
-    if images is None or not len(images):
+    images = _npz_images(arrays, name)
+    if images is None:
         size = (0, profile.input.channels, *profile.input.size)
         return Split(torch.zeros(size), torch.zeros(0, dtype=torch.int64), (), ())
-    if images.dtype != np.uint8 or images.ndim != 3:
-        raise DataError(f"{name}_images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
     labels = _npz_labels(arrays.get(f"{name}_labels"), len(images), name, profile)
     groups = arrays.get(f"{name}_groups")
     if groups is None:
@@ -182,6 +181,16 @@ def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) 
         raise DataError(f"{name}: images and {', '.join(told)} differ in number")
     attributes = {each: tuple(_named(each, str(value)) for value in values) for each, values in told.items()}
     return Split(rendered, labels, patients, names, attributes)
+
+
+def _npz_images(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.uint8] | None:
+    """(N, H, W) stored values of one split, N above 0; None where the file has none."""
+    images = arrays.get(f"{name}_images")
+    if images is None or not len(images):
+        return None
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise DataError(f"{name}_images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+    return images
 
 
 def _npz_labels(labels: NDArray[Any] | None, count: int, name: str, profile: Profile) -> Tensor:

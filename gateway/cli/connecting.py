@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,20 @@ def connection(
     """What a client is made with."""
     return {
         "address": address,
-        "token": token_file.read_text("ascii").strip() if token_file else os.environ.get("SCANWARD_TOKEN"),
+        "token": _token(token_file) if token_file else os.environ.get("SCANWARD_TOKEN"),
         "ca": _bytes(ca),
         "certificate": _bytes(cert),
         "private_key": _bytes(key),
         "server_name": server_name,
     }
+
+
+def _token(file: Path) -> str:
+    """The bearer token in a file; raises `click.BadParameter` where it holds none."""
+    token = file.read_bytes().strip()
+    if not re.fullmatch(rb"[\x21-\x7e]+", token):
+        raise click.BadParameter(f"{file} holds no token: one line of printable ASCII", param_hint="--token-file")
+    return token.decode("ascii")
 
 
 def _bytes(file: Path | None) -> bytes | None:

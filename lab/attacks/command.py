@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydicom.errors import InvalidDicomError
 from torch import Tensor
 
 from detectors.models.outputs import Activation, to_logits
@@ -22,9 +23,9 @@ from gateway.profile import Profile
 from lab.attacks.attack import Attack, Attacked, Target
 from lab.attacks.dicom import opened, written
 from lab.attacks.measures import change
-from lab.attacks.registry import named
+from lab.attacks.registry import ATTACKS, named
 from lab.attacks.tampering import TAMPERINGS
-from lab.data import DataError
+from lab.data import DataError, opened_npz, stored
 from signing import DicomError
 
 REPORT = "attack.json"
@@ -46,10 +47,20 @@ def configured(name: str | None, eps: float | None, options: Sequence[str]) -> A
         if not sign:
             raise DataError(f"--option {option}: write name=value")
         chosen[key] = _value(value)
+        _fits(name, key, chosen[key])
     try:
         return named(name, **chosen)
     except (ValueError, TypeError) as error:
         raise DataError(str(error)) from error
+
+
+def _fits(name: str, key: str, value: object) -> None:
+    """Raise `DataError` where a value is of another kind than the option's default."""
+    options = fields(ATTACKS[name]) if name in ATTACKS else ()  # type: ignore[arg-type]
+    for each in options:
+        whole = isinstance(each.default, int) and not isinstance(each.default, bool)
+        if each.name == key and whole and (isinstance(value, bool) or not isinstance(value, int)):
+            raise DataError(f"--option {key}: must be a whole number, not {value}")
 
 
 def attack_with(
@@ -78,20 +89,18 @@ def attack_images(
     Raises:
         DataError: the file cannot be used, or the attack cannot be made on it.
     """
-    try:
-        with np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{source}: cannot be read as .npz") from error
+    _apart(source, out / source.name)
+    arrays, _ = opened_npz(source)
     if not {"test_images", "test_labels"} <= set(arrays):
         raise DataError(f"{source}: has no test_images with test_labels")
-    images = torch.from_numpy(arrays["test_images"]).float()[:, None].to(device)
-    labels = torch.from_numpy(arrays["test_labels"].astype(np.int64)).to(device)
+    scans = stored(source, "test", profile)
+    images, labels = scans.images.to(device), scans.labels.to(device, torch.int64)
     target = Target.of_uint8(_logits(model, profile, device), profile)
     found = _made(attack, target, images, labels)
     out.mkdir(parents=True, exist_ok=True)
     attacked = found.images[:, 0].cpu().numpy().astype(np.uint8)
-    np.savez_compressed(out / source.name, **{**arrays, "test_images": attacked})
+    kept: dict[str, Any] = {**arrays, "test_images": attacked}
+    np.savez_compressed(out / source.name, **kept)
     ids = [str(each) for each in arrays.get("test_ids", np.arange(len(images)))]
     return _reported(attack, out, _rows(ids, target, images, found))
 
@@ -104,6 +113,7 @@ def attack_files(
     Raises:
         DataError: the folder cannot be used, or the attack cannot be made on a file.
     """
+    _apart(source, out)
     logits, rows = _logits(model, profile, device), []
     out.mkdir(parents=True, exist_ok=True)
     with DisposableDecoder() as decompressor:
@@ -136,15 +146,22 @@ def tamper_files(name: str, source: Path, out: Path) -> dict[str, Any]:
     files = [source] if source.is_file() else sorted(source.glob("*.dcm"))[:FILES_MAX]
     if not files:
         raise DataError(f"{source}: holds no .dcm file")
+    _apart(files[0].parent, out)
     out.mkdir(parents=True, exist_ok=True)
     for path in files:
         try:
             (out / path.name).write_bytes(TAMPERINGS[name](path.read_bytes()))
-        except (DicomError, ValueError, AttributeError) as error:
+        except (DicomError, InvalidDicomError, ValueError, AttributeError) as error:
             raise DataError(f"{path.name}: {error}") from error
     document = {"schema": 1, "tampering": name, "files": [path.name for path in files]}
     (out / REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return document
+
+
+def _apart(source: Path, out: Path) -> None:
+    """Raise `DataError` where what is written would take the place of what is read."""
+    if source.resolve() == out.resolve():
+        raise DataError(f"{out}: is what the scans are read from; give --out another folder")
 
 
 def said(document: dict[str, Any], out: Path) -> str:

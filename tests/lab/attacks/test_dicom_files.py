@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -187,13 +188,53 @@ def test_the_command_tampers_without_a_model(tmp_path: Path) -> None:
     assert {pydicom.dcmread(path).PatientID for path in (tmp_path / "out").glob("*.dcm")} == {"TAMPERED"}
 
 
+NPZ: dict[str, tuple[dict[str, Any], str]] = {
+    "labels of no class": ({"test_labels": np.array([0, 7])}, "outside the classes"),
+    "words for labels": ({"test_labels": np.array(["a", "b"])}, "whole numbers"),
+    "a label too few": ({"test_labels": np.array([0])}, "test_labels are"),
+    "16 bits": ({"test_images": np.zeros((2, 128, 128), np.uint16)}, "uint8"),
+}
+
+
+@pytest.mark.parametrize("case", NPZ)
+def test_images_that_cannot_be_attacked_are_named(case: str, tmp_path: Path) -> None:
+    changed, sentence = NPZ[case]
+    arrays = {"test_images": np.zeros((2, *phantoms.profile().input.size), np.uint8), "test_labels": np.array([0, 1])}
+    kept: dict[str, Any] = arrays | changed
+    np.savez(tmp_path / "a.npz", **kept)
+    command = ["attack", "--attack", "fgsm", "--eps", "1", "--data", str(tmp_path / "a.npz")]
+    done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "o"), *PATHS])
+
+    assert (done.exit_code, sentence in done.stderr) == (2, True), done.output
+
+
+def test_a_file_that_is_no_npz_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"no zip")
+    command = ["attack", "--attack", "fgsm", "--eps", "1", "--data", str(tmp_path / "a.npz")]
+    done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "o"), *PATHS])
+
+    assert (done.exit_code, "cannot be read as .npz" in done.stderr) == (2, True), done.output
+
+
+@pytest.mark.parametrize("words", [["--attack", "fgsm", "--eps", "1", *PATHS], ["--tamper", "metadata"]])
+def test_what_is_read_is_never_written_over(words: list[str], tmp_path: Path) -> None:
+    source = ward(tmp_path / "ward", 1)
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    done = CliRunner().invoke(main, ["attack", *words, "--data", str(source), "--out", str(source)])
+
+    assert (done.exit_code, "another folder" in done.stderr) == (2, True), done.output
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "nothing asked for": ([], "give --attack"),
     "no such tampering": (["--tamper", "burning"], "no tampering is called 'burning'"),
     "no such attack": (["--attack", "nonsense"], "no attack is called 'nonsense'"),
     "no budget": (["--attack", "pgd"], "pgd needs eps"),
     "half an option": (["--attack", "pgd", "--eps", "1", "--option", "steps"], "write name=value"),
-    "a word for a number": (["--attack", "pgd", "--eps", "1", "--option", "steps=many"], "steps must be a number"),
+    "a word for a number": (["--attack", "pgd", "--eps", "1", "--option", "steps=many"], "steps: must be a whole number"),
+    "a part of a step": (["--attack", "pgd", "--eps", "1", "--option", "steps=2.5"], "steps: must be a whole number"),
+    "a truth for a number": (["--attack", "pgd", "--eps", "1", "--option", "steps=true"], "steps: must be a whole"),
     "nothing to step on": (["--attack", "pgd", "--eps", "0.01"], "storable"),
 }
 
