@@ -187,6 +187,8 @@ class HeatMaps:
             easel = self._easels.get(held.route)
             if easel is None:
                 raise Settled("there is no heat map of this scan: its route has no detectors")
+            if _looked_at(held) is None:
+                raise Settled("there is no heat map of this scan: no detector has looked at it")
             scan = scan_of(held, b"".join(self._quarantine.read(held.id)))
             try:
                 picture = easel.draw(held, scan, deadline)
@@ -229,11 +231,15 @@ def _stretched(plane: NDArray[np.float32]) -> NDArray[np.float32]:
     return (plane - low) / (high - low) if high > low else np.zeros_like(plane)
 
 
+def _looked_at(held: Held) -> Finding | None:
+    """What the detectors found when they last looked at the scan; None where they never did."""
+    found = [each for examination in held.examinations for each in examination.findings if each.stage == DETECTION]
+    return next((each for each in reversed(found) if each.p_value is not None), None)
+
+
 def _note(held: Held, heat: HeatMap, frames: int) -> str:
     """Facts for the legend; nothing about the patient."""
-    finding: Finding | None = next(
-        (each for each in held.examinations[-1].findings if each.stage == DETECTION and each.p_value is not None), None
-    )
+    finding = _looked_at(held)
     parts = [f"held as {held.id[:8]}"]
     if frames > 1:
         parts.append(f"frame {heat.frame + 1} of {frames}")

@@ -64,7 +64,7 @@ def test_it_is_drawn_by_itself_and_nobody_reads_it_on_disk(site: Site, held: str
     while not kept.exists():
         assert time.monotonic() < give_up_at, "no map was drawn"
         time.sleep(0.05)
-    assert b"PNG" not in kept.read_bytes()
+    assert b"\x89PNG\r\n" not in kept.read_bytes()
 
 
 def test_a_reviewer_sees_where_the_noise_acts_and_that_is_on_record(
@@ -104,14 +104,19 @@ def test_a_map_that_was_lost_is_drawn_when_somebody_asks(site: Site, gateway: Ga
     assert kept.exists()
 
 
-def test_a_scan_that_no_detector_could_look_at_has_no_map(site: Site, gateway: GatewayProcess, tmp_path: Path) -> None:
+def palette() -> bytes:
     dataset = dcmread(CT)
     dataset.PhotometricInterpretation = "PALETTE COLOR"
     buffer = io.BytesIO()
     dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_a_scan_that_no_detector_could_look_at_has_no_map(site: Site, gateway: GatewayProcess, tmp_path: Path) -> None:
     with Client(gateway.addresses.grpc, token=site.tokens["scanner"]) as client:
-        answer = client.protect(buffer.getvalue(), "ct")
+        answer = client.protect(palette(), "ct")
     assert (answer.disposition, answer.reasons) == ("quarantine", ("unexaminable",))
     ended = show(site, gateway, answer.quarantine_id, tmp_path / "map.png")
     assert ended.exit_code == 2
-    assert "no heat map of this scan: unsupported_image" in ended.stderr
+    assert "no heat map of this scan: no detector has looked at it" in ended.stderr
+    assert not (tmp_path / "map.png").exists()

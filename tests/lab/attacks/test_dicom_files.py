@@ -232,7 +232,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such attack": (["--attack", "nonsense"], "no attack is called 'nonsense'"),
     "no budget": (["--attack", "pgd"], "pgd needs eps"),
     "half an option": (["--attack", "pgd", "--eps", "1", "--option", "steps"], "write name=value"),
-    "a word for a number": (["--attack", "pgd", "--eps", "1", "--option", "steps=many"], "steps: must be a whole number"),
+    "a word for a number": (
+        ["--attack", "pgd", "--eps", "1", "--option", "steps=many"],
+        "steps: must be a whole number",
+    ),
     "a part of a step": (["--attack", "pgd", "--eps", "1", "--option", "steps=2.5"], "steps: must be a whole number"),
     "a truth for a number": (["--attack", "pgd", "--eps", "1", "--option", "steps=true"], "steps: must be a whole"),
     "nothing to step on": (["--attack", "pgd", "--eps", "0.01"], "storable"),
