@@ -162,6 +162,8 @@ def score(
 @click.option("--attacks", default="all", show_default=True, help="names, with commas between")
 @click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, 8-bit grey levels of the window")
 @click.option("--grade", "grade_name", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+@click.option("--images", type=click.IntRange(min=1), help="scans to attack, instead of the grade's number")
+@click.option("--steps", type=click.IntRange(min=1), help="steps of an attack, instead of the grade's number")
 @click.option("--adaptive", is_flag=True, help="also the attacker who holds the detectors")
 @click.option("--shift", "shifts", type=FILE, multiple=True, help="another data set, shown as it is; repeatable")
 @click.option(
@@ -181,6 +183,8 @@ def evaluate(
     attacks: str,
     eps: str,
     grade_name: str,
+    images: int | None,
+    steps: int | None,
     adaptive: bool,
     shifts: tuple[Path, ...],
     out: Path | None,
@@ -204,7 +208,8 @@ def evaluate(
             report = measured(
                 model_path.read_bytes(), Profile.load(profile_path), detectors, (detectors / MANIFEST).read_bytes(),
                 data_path, attacks=ALL if attacks == "all" else attacks.split(","), levels=_levels(eps),
-                grade=GRADES[grade_name], adaptive=adaptive, shifts=shifts, seed=seed, device=torch.device(device),
+                grade=GRADES[grade_name].altered(images, steps), adaptive=adaptive, shifts=shifts,
+                seed=seed, device=torch.device(device),
                 watch=watch, keep=lambda found: None if out is None else write(found, out, data_path.stem),
             )  # fmt: skip
         if out is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,13 @@ class Grade:
     restarts: int
     queries: int
     """Of attacks that see scores alone."""
+
+    def altered(self, images: int | None, steps: int | None) -> Grade:
+        """The grade with other numbers; its name then says which, so that no report claims more than was tried."""
+        changed = [f"{value} {what}" for value, what in ((images, "images"), (steps, "steps")) if value is not None]
+        return replace(
+            self, name=", ".join([self.name, *changed]), images=images or self.images, steps=steps or self.steps
+        )
 
 
 QUICK = Grade("quick", images=100, steps=100, restarts=2, queries=1000)

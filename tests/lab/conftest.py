@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def classifier() -> nn.Module:
         nn.Flatten(),
         nn.Linear(384, 3),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_networks_train_alike() -> Iterator[None]:
+    """On one thread: the same numbers wherever there are more, and sooner."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -155,6 +155,14 @@ def test_scans_as_they_are_are_flagged_as_often_as_a_shift_to_themselves(report:
     assert report["null_attack"]["flag_rate"] == max(e["rate"] for e in report["null_attack"]["by_change"].values())
 
 
+def test_a_grade_with_other_numbers_says_so(site: Path, fitted: object) -> None:
+    given = ("--attacks", "fgsm", "--eps", "4", "--images", "5", "--steps", "3", "--json")
+    document = json.loads(run(site, *given).stdout)
+
+    assert document["grade"] == "quick, 5 images, 3 steps"
+    assert document["attacks"][0]["n_attacked"] == 5
+
+
 def test_the_same_seed_gives_the_same_report(site: Path, fitted: object) -> None:
     chosen = ("--attacks", "pgd,square", "--eps", "4", "--seed", "3", "--json")
 
