@@ -33,7 +33,7 @@ class Adaptive(Method):
     better one may find more, so what it leaves is a lower bound on evasion.
 
     In the outcome, `margin` is the larger of the class margin and of how far the statistic is over its threshold:
-    `success` means misread and not flagged.
+    `success` means misread and not flagged, and `history` says after how many steps.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -55,16 +55,18 @@ class Adaptive(Method):
         gate = _Gate(self.ensemble, self.ensemble.conformal.threshold(self.alpha), self.samples)
         best = Best(scene)
         x = scene.clean.clone() if start < 2 else scene.anywhere(draws)
+        fell = torch.zeros(self.steps + 1, dtype=torch.int64)
         weight, pace = torch.ones(len(x), 1, 1, 1, device=x.device), torch.zeros_like(x)
         for k in range(self.steps):
             pull = gate.pulls(scene, x, draws)
             best.keep(scene, x, torch.maximum(pull.margin, pull.excess))
             going = torch.maximum(pull.margin, pull.excess) >= 0
             if not bool(going.all()):
+                fell[k] = int((~going).sum())
                 scene, pull = scene.only(going), pull.only(going)
                 x, weight, pace = x[going], weight[going], pace[going]
                 if not len(x):
-                    return best.found()
+                    return best.found()._replace(curve=fell.cumsum(0))
             wrong = (pull.margin < 0).view(-1, 1, 1, 1)
             along = _selective(pull, wrong) if start % 2 else _joint(pull, weight)
             weight = torch.where(wrong, weight * TURN, weight / TURN)
@@ -73,7 +75,8 @@ class Adaptive(Method):
             x = scene.step(x, pace, self.stride * share * scene.radius)
         pull = gate.pulls(scene, x, draws)
         best.keep(scene, x, torch.maximum(pull.margin, pull.excess))
-        return best.found()
+        fell[self.steps] = int((torch.maximum(pull.margin, pull.excess) < 0).sum())
+        return best.found()._replace(curve=fell.cumsum(0))
 
     def _starts(self, _classes: int) -> int:
         return self.restarts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -56,10 +56,12 @@ class Method(ABC):
         check(target, images, labels)
         draws = torch.Generator(images.device).manual_seed(self.seed)
         best, classes = self._clean(target, images, labels)
+        history: list[Tensor] = []
         for start in range(self._starts(classes)):
             left = torch.nonzero(~best.success)[:, 0]
             if not len(left):
                 break
+            curves, before = [], int(best.success.sum())
             for chosen in torch.split(left, self.batch):
                 scene = self._scene(target, images[chosen], labels[chosen], start)
                 found = self._search(scene, start, draws)
@@ -67,7 +69,9 @@ class Method(ABC):
                 best.images[chosen[better]] = target.low + (found.images[better] * target.unit).round()
                 best.margin[chosen[better]] = found.margin[better]
                 best.success[chosen[better]] = found.margin[better] < 0
-        return best
+                curves += [] if found.curve is None else [found.curve]
+            history += [before + torch.stack(curves).sum(0)] if curves else []
+        return replace(best, history=tuple(history))
 
     @abstractmethod
     def _search(self, scene: Scene, start: int, draws: torch.Generator) -> Found:

@@ -27,6 +27,8 @@ class Found(NamedTuple):
     """(N, 1, rows, columns) float32 in units of the window, storable and within the budget."""
     margin: Tensor
     """(N,) float32 of these very images."""
+    curve: Tensor | None = None
+    """(steps + 1,) int64: how many of them had succeeded after so many steps; None from a search that does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

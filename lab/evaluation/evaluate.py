@@ -19,6 +19,7 @@ from lab.attacks.measures import change
 from lab.data import DataError, Dataset, StoredScans, load, stored
 from lab.evaluation.attacks import Planned, informed, planned
 from lab.evaluation.benign import BENIGN
+from lab.evaluation.curves import Thresholds, risk, roc
 from lab.evaluation.grades import Grade
 from lab.evaluation.report import Entry, Report, Worth
 from lab.evaluation.surrogate import surrogate
@@ -95,14 +96,15 @@ def evaluate(
     plans = planned(attacks, levels, grade, seed, lambda: _taught(bench, data, seed, watch))
     clean = bench.look(scans.images)  # (1)
     report = bench.clean(scans, clean, grade, seed, load(data, profile).sha256)
-    begun = bench.begun(scans, clean, grade, seed)
+    chosen = bench.chosen(scans, clean, grade, seed)
+    begun = StoredScans(scans.images[chosen], scans.labels[chosen])
     report = replace(report, benign=bench.benign(begun, levels, seed))  # (2)
     report = replace(report, shifts={path.name: bench.shift(path) for path in shifts})
     if adaptive:
         plans += informed(bench.ensemble, bench.fpr, levels, grade, seed)
     with staged(watch, "attacking", max(len(plans), 1)) as done:  # (3)
         for left, plan in zip(range(len(plans) - 1, -1, -1), plans, strict=True):
-            report = replace(report, attacks=(*report.attacks, bench.attacked(plan, begun, clean)), left=left)
+            report = replace(report, attacks=(*report.attacks, bench.attacked(plan, begun, chosen, clean)), left=left)
             keep(report)
             done()
     return report
@@ -132,7 +134,7 @@ class _Bench:
         for part in torch.split(images, BATCH):
             rendered = self.target.view(part.to(self.device))
             found = self.ensemble.examine(rendered, seeds_of(rendered).to(self.device))
-            for name, values in {**found.scores, ENSEMBLE: -found.p_value.log()}.items():
+            for name, values in {**found.scores, ENSEMBLE: found.statistic}.items():
                 suspicion.setdefault(name, []).append(values.double().cpu())
             for name, values in {**found.p_values, ENSEMBLE: found.p_value}.items():
                 p_values.setdefault(name, []).append(values.cpu())
@@ -161,17 +163,17 @@ class _Bench:
                 name: self._denoised(denoise, scans.images, scans.labels)
                 for name, denoise in self.artefact.denoisers.items()
             },
+            roc_fpr=Thresholds.of(len(scans.images)).rates,
         )
 
-    def begun(self, scans: StoredScans, seen: Seen, grade: Grade, seed: int) -> StoredScans:
-        """Scans to attack: of those that the model reads rightly, as many as the grade asks for, drawn by the seed."""
+    def chosen(self, scans: StoredScans, seen: Seen, grade: Grade, seed: int) -> Tensor:
+        """Places of scans to attack: of those read rightly, as many as the grade asks for, drawn by the seed."""
         right = agreement(scans.labels, seen.decisions, self.task)
         kept = (right == 1 if self.task is Task.MULTICLASS else right >= 0.5).nonzero()[:, 0]
         if not len(kept):
             raise DataError("the model reads no test scan rightly: there is nothing to attack")
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
-        chosen = kept[order[: grade.images]].sort().values
-        return StoredScans(scans.images[chosen], scans.labels[chosen])
+        return kept[order[: grade.images]].sort().values
 
     def benign(self, begun: StoredScans, levels: Sequence[float], seed: int) -> dict[str, dict[str, dict[str, float]]]:
         """By change and detector, how often a change is flagged that must not be."""
@@ -189,8 +191,8 @@ class _Bench:
         seen = self.look(stored(path, "test", self.profile).images)
         return {name: _rate(seen.flagged(name, self.fpr)) for name in seen.p_values}
 
-    def attacked(self, plan: Planned, begun: StoredScans, clean: Seen) -> Entry:
-        """One attack at one budget; success is a wrong answer, whatever the attack itself aimed at."""
+    def attacked(self, plan: Planned, begun: StoredScans, places: Tensor, clean: Seen) -> Entry:
+        """One attack at one budget on the scans at these places; success is a wrong answer, whatever it aimed at."""
         found: Attacked = plan.attack(self.target, begun.images.to(self.device), begun.labels.to(self.device))
         images = found.images.cpu()
         success = self.target.judged(found.images, begun.labels.to(self.device), batch=BATCH).success.cpu()
@@ -200,6 +202,8 @@ class _Bench:
         admitted = ~flags
         moved = change(self.target, begun.images, images)
         shown = success if bool(success.any()) else torch.ones_like(success)
+        thresholds = Thresholds.of(len(clean.decisions))
+        risks, coverage = risk(thresholds, clean.suspicion[ENSEMBLE], seen.suspicion[ENSEMBLE], success)
         return Entry(
             name=plan.name,
             eps=plan.eps,
@@ -218,6 +222,10 @@ class _Bench:
             },
             norm_linf_levels=float(moved.linf[shown].mean()),
             ssim=float(moved.ssim[shown].mean()),
+            evaded=tuple(places[evaded].tolist()),
+            risk=risks,
+            coverage=coverage,
+            history=tuple(tuple(curve.tolist()) for curve in found.history),
         )
 
     @torch.no_grad()
@@ -239,6 +247,7 @@ def _worth(name: str, seen: Seen, clean: Seen, success: Tensor, fpr: float) -> W
         tpr_at_target=_rate(seen.flagged(name, fpr)[success]),
         tpr_at_fpr1=_rate(seen.flagged(name, STRICT)[success]),
         tpr_at_fpr5=_rate(seen.flagged(name, LOOSE)[success]),
+        roc=roc(Thresholds.of(len(clean.decisions)), clean.suspicion[name], seen.suspicion[name][success]),
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lab.evaluation.conclusions import convergence, worst_cases
+
 Rate = Mapping[str, float]
 """`rate`, `low`, `high` (95 % Clopper-Pearson) and `n`."""
 ENSEMBLE = "ensemble"
@@ -23,6 +25,8 @@ class Worth:
     """At the rule p <= 0.01; nothing is flagged where too few clean scans were calibrated on for it."""
     tpr_at_fpr5: Rate
     """At p <= 0.05."""
+    roc: tuple[float, ...]
+    """The share that is flagged where a threshold on the test scans flags so many clean ones (`Report.roc_fpr`)."""
 
     def document(self) -> dict[str, Any]:
         """As report.json has it."""
@@ -32,6 +36,7 @@ class Worth:
             "tpr_at_target": self.tpr_at_target["rate"],
             "tpr_at_fpr1": self.tpr_at_fpr1["rate"],
             "tpr_at_fpr5": self.tpr_at_fpr5["rate"],
+            "roc": list(self.roc),
         }
 
 
@@ -58,6 +63,14 @@ class Entry:
     norm_linf_levels: float
     """Mean over the successes of the largest change, 8-bit grey levels."""
     ssim: float
+    evaded: tuple[int, ...]
+    """Places in the test split of the scans that were misread and not flagged at the target rate."""
+    risk: tuple[float, ...]
+    """Misread and admitted, over all attacked, at the thresholds of `Report.roc_fpr` on the ensemble."""
+    coverage: tuple[float, ...]
+    """Admitted, over all attacked, at the same thresholds."""
+    history: tuple[tuple[int, ...], ...] = ()
+    """For each start, how many scans had fallen after so many steps, as the attack counts; empty where it does not."""
 
     def document(self) -> dict[str, Any]:
         """As report.json has it.
@@ -81,6 +94,9 @@ class Entry:
             "denoised_accuracy": dict(self.denoised_accuracy),
             "norm_linf_levels": self.norm_linf_levels,
             "ssim": self.ssim,
+            "evaded": list(self.evaded),
+            "risk_coverage": {"risk": list(self.risk), "coverage": list(self.coverage)},
+            "convergence": convergence(self.history, self.n_attacked),
         }
 
 
@@ -100,6 +116,8 @@ class Report:
     fpr_measured: Mapping[str, Rate]
     clean_accuracy: float
     denoised_clean_accuracy: Mapping[str, float]
+    roc_fpr: tuple[float, ...] = ()
+    """Shares of the clean test scans that the thresholds of the curves reject."""
     benign: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
     """By change and detector, flagged at the target rate."""
     shifts: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
@@ -111,6 +129,7 @@ class Report:
     def document(self) -> dict[str, Any]:
         """report.json."""
         loudest = max((rates[ENSEMBLE]["rate"] for rates in self.benign.values()), default=None)
+        attacks = [entry.document() for entry in self.attacks]
         return {
             "schema": 1,
             "grade": self.grade,
@@ -125,12 +144,16 @@ class Report:
             "fpr_measured": dict(self.fpr_measured[ENSEMBLE]),
             "clean_accuracy": self.clean_accuracy,
             "denoised_clean_accuracy": dict(self.denoised_clean_accuracy),
-            "attacks": [entry.document() for entry in self.attacks],
+            "attacks": attacks,
             "attacks_left": self.left,
+            "roc_fpr": list(self.roc_fpr),
+            "worst_case": worst_cases(attacks),
             "null_attack": {
                 "flag_rate": loudest,
                 "by_change": {name: dict(rates[ENSEMBLE]) for name, rates in self.benign.items()},
+                "by_detector": _by_detector(self.benign),
             },
+            "fpr_by_detector": _by_detector({"clean": self.fpr_measured}),
             "shift": {name: dict(rates[ENSEMBLE]) for name, rates in self.shifts.items()},
         }
 
@@ -203,6 +226,11 @@ THREAT_MODEL = (
     "Oblivious: he knows the model and its profile, not the detectors. Transfer: he has a model of his own. Adaptive: "
     "he holds everything but the signing keys."
 )
+
+
+def _by_detector(told: Mapping[str, Mapping[str, Rate]]) -> dict[str, dict[str, float]]:
+    """By change and detector, the rate alone."""
+    return {what: {name: rate["rate"] for name, rate in rates.items()} for what, rates in told.items()}
 
 
 def _called(entry: Entry) -> str:

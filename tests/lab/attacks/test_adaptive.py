@@ -102,3 +102,24 @@ def test_more_starts_never_evade_less(fitted: fitting.Fitted, target: Target, sc
     two = Adaptive(eps=4, ensemble=fitted.ensemble, steps=15, restarts=2)(target, scans.images, scans.labels)
 
     assert bool((two.margin <= one.margin + 1e-6).all())
+
+
+def test_it_tells_after_how_many_steps_each_image_fell(
+    fitted: fitting.Fitted, target: Target, scans: StoredScans
+) -> None:
+    short, long = (
+        Adaptive(eps=8, ensemble=fitted.ensemble, steps=15, restarts=starts)(target, scans.images, scans.labels)
+        for starts in (1, 3)
+    )
+
+    assert [len(curve) for curve in long.history] == [16] * 3
+    assert torch.equal(short.history[0], long.history[0])
+    together = torch.cat(long.history)
+    assert bool((together.diff() >= 0).all())
+    assert int(together[0]) < int(together[-1]) == int(long.success.sum())
+
+
+def test_the_last_step_counts_too(fitted: fitting.Fitted, target: Target, scans: StoredScans) -> None:
+    found = Adaptive(eps=8, ensemble=fitted.ensemble, steps=6, restarts=1)(target, scans.images, scans.labels)
+
+    assert int(found.history[0][-1]) == int(found.success.sum())
