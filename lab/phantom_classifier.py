@@ -20,7 +20,8 @@ from gateway.profile import Profile
 from lab import phantoms
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
-from lab.training import Classifier, Recipe, export, train_classifier
+from lab.learning import Recipe
+from lab.training import Classifier, export, train_classifier
 
 CURRICULUM = ((0.2, 3.0), (0.2, 1.7), (0.6, 1.0))
 """Shares of the training slices, and how conspicuous the nodules in them are: faint ones alone teach nothing at first.

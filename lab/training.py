@@ -1,12 +1,11 @@
-"""Trains a small residual network on greyscale images, and writes it as the ONNX file that a gateway protects."""
+"""Trains small networks on greyscale images, and writes them as the ONNX files that a gateway protects."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -18,47 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from detectors.precision import training
 from gateway.profile import Profile
+from lab.learning import Batch, Recipe, learn
 
 OPSET = 18
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a classifier is built and trained; the defaults learn 1,300 chest X-rays in about two minutes."""
-
-    widths: tuple[int, ...] = (24, 48, 88, 128)
-    """Channels of each stage."""
-    blocks: tuple[int, ...] = (2, 2, 2, 1)
-    """Residual blocks of each stage."""
-    strides: tuple[int, ...] = (2, 2, 2, 2)
-    """Of the first block of each stage; the stem halves the image before."""
-    epochs: int = 18
-    batch: int = 64
-    peak_rate: float = 4e-3
-    """Largest learning rate of the one-cycle schedule."""
-    weight_decay: float = 0.02
-    smoothing: float = 0.02
-    """Label smoothing."""
-    rotation_deg: float = 8.0
-    """Standard deviation of the random rotation, as of the next three."""
-    scale: float = 0.05
-    shift: float = 0.025
-    """As a share of the image."""
-    gain: float = 0.05
-    mirror: bool = False
-    """Whether left and right may be exchanged; never where the side matters."""
-    pacing: tuple[float, ...] = ()
-    """Share of the images, from the front, that each of the first epochs sees; later ones see all. For images in the
-    order of their difficulty: curriculum learning (Bengio et al. 2009, doi:10.1145/1553374.1553380)."""
-
-    def seen(self, epoch: int, images: int) -> int:
-        """How many of the images epoch 0, 1, ... sees."""
-        return round(self.pacing[epoch] * images) if epoch < len(self.pacing) else images
-
-    def steps(self, images: int) -> int:
-        """Batches of the whole training; what does not fill one is left for the next epoch's shuffling."""
-        return sum(self.seen(epoch, images) // self.batch for epoch in range(self.epochs))
 
 
 class Classifier(nn.Module):
@@ -105,6 +68,19 @@ class Block(nn.Module):
         return functional.relu(self.second_norm(self.second(inner)) + self.around(x))
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The labels, and nothing against an attacker."""
+
+    smoothing: float = 0.0
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return the cross-entropy."""
+        with training(batch.images.device):
+            logits = network(batch.images)
+        return functional.cross_entropy(logits.float(), batch.labels, label_smoothing=self.smoothing)
+
+
 def train_classifier(
     images: Tensor,
     labels: Tensor,
@@ -116,7 +92,7 @@ def train_classifier(
     checkpoint: Path | None = None,
     watch: Callable[[int, float], None] | None = None,
 ) -> Classifier:
-    """Train a classifier on labelled images.
+    """Train a classifier on labelled images, without any defence.
 
     The same images, recipe, seed, device and number of threads give the same weights.
 
@@ -136,6 +112,7 @@ def train_classifier(
 
     Raises:
         ValueError: the images or labels do not fit together, or a training without a class.
+        DivergedError: the loss is no number any more.
     """
     recipe = recipe or Recipe()
     _check(images, labels, classes, recipe)
@@ -145,23 +122,16 @@ def train_classifier(
                 images, labels, classes=classes, recipe=recipe, seed=seed, device=device, checkpoint=checkpoint,
                 watch=report,
             )  # fmt: skip
-    draws = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # (1) initial weights
-        model = Classifier(recipe, images.shape[1], classes).to(device)
-    model = cast("Classifier", model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-    run = _Run.start(model, recipe, steps=recipe.steps(len(images)), device=device)
-    digest = _digest(images, labels, recipe, seed)
-    first = run.resume(checkpoint, digest, draws) if checkpoint is not None else 0
-    for epoch in range(first, recipe.epochs):
-        seen = recipe.seen(epoch, len(images))
-        loss = _epoch(run, images[:seen], labels[:seen], recipe=recipe, draws=draws, device=device)  # (2) learn
-        if checkpoint is not None:
-            run.save(checkpoint, digest, draws, epoch + 1)  # (3) remember
-        watch(epoch + 1, loss)
+        model = Classifier(recipe, images.shape[1], classes)
+    model = learn(
+        model, images, labels, Plain(recipe.smoothing),
+        recipe=recipe, seed=seed, device=device, checkpoint=checkpoint, watch=watch,
+    )  # fmt: skip
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return folded(run.model.cpu().eval())  # (4) ready to serve
+    return folded(model)  # (2) ready to serve
 
 
 def predict(model: nn.Module, images: Tensor, *, batch: int = 64) -> Tensor:
@@ -211,90 +181,6 @@ def folded(model: Classifier) -> Classifier:
     return model.requires_grad_(requires_grad=False)
 
 
-@dataclass(slots=True)
-class _Run:
-    """What changes while a classifier learns."""
-
-    model: Classifier
-    optimizer: torch.optim.AdamW
-    schedule: torch.optim.lr_scheduler.OneCycleLR
-
-    @classmethod
-    def start(cls, model: Classifier, recipe: Recipe, *, steps: int, device: str) -> _Run:
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay, fused=device != "cpu"
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps, pct_start=0.25)
-        return cls(model, optimizer, schedule)
-
-    def save(self, path: Path, digest: str, draws: torch.Generator, epoch: int) -> None:
-        """Write everything that the next epoch needs; the old file is replaced only by a whole new one."""
-        state = {
-            "digest": digest,
-            "epoch": epoch,
-            "draws": draws.get_state(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        part = path.with_suffix(path.suffix + ".part")
-        torch.save(state, part)
-        part.replace(path)
-
-    def resume(self, path: Path, digest: str, draws: torch.Generator) -> int:
-        """Take up a saved training of the same images and recipe, and return how many epochs it has had."""
-        if not path.exists():
-            return 0
-        state = torch.load(path, weights_only=True)
-        if state["digest"] != digest:
-            return 0
-        draws.set_state(state["draws"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        return int(state["epoch"])
-
-
-def _epoch(run: _Run, images: Tensor, labels: Tensor, *, recipe: Recipe, draws: torch.Generator, device: str) -> float:
-    """Show every image once, and return the mean loss."""
-    kind = torch.device(device).type
-    run.model.train()
-    total = 0.0
-    order = torch.randperm(len(images), generator=draws)
-    batches = len(images) // recipe.batch
-    for chosen in torch.split(order[: batches * recipe.batch], recipe.batch):
-        shown = augmented(images[chosen], recipe, draws).to(device, memory_format=torch.channels_last)
-        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or _fast_bfloat16()):
-            logits = run.model(shown)
-        loss = functional.cross_entropy(logits.float(), labels[chosen].to(device), label_smoothing=recipe.smoothing)
-        run.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        run.optimizer.step()
-        run.schedule.step()
-        total += float(loss.detach())
-    return total / batches
-
-
-def augmented(images: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
-    """Return (N, C, H, W) images each turned, scaled, shifted and brightened a little, outside filled with the edge."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draws)
-
-    count = len(images)
-    angle = normal(count) * (recipe.rotation_deg * torch.pi / 180)
-    scale = 1 + normal(count) * recipe.scale
-    flip = 1 - 2 * (torch.rand(count, generator=draws) < 0.5).float() if recipe.mirror else torch.ones(count)
-    cosine, sine = angle.cos() * scale, angle.sin() * scale
-    shift = normal(2, count) * (2 * recipe.shift)
-    theta = torch.stack(
-        [torch.stack([cosine * flip, -sine, shift[0]], 1), torch.stack([sine * flip, cosine, shift[1]], 1)], 1
-    )
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved * (1 + normal(count, 1, 1, 1) * recipe.gain)
-
-
 def _check(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> None:
     if images.ndim != 4 or images.dtype != torch.float32:
         raise ValueError(f"images must be (N, channels, H, W) float32, got {tuple(images.shape)} {images.dtype}")
@@ -306,20 +192,6 @@ def _check(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> None
     present = set(labels.tolist())
     if present != set(range(classes)):
         raise ValueError(f"labels must hold every class from 0 to {classes - 1}, got {sorted(present)}")
-
-
-def _digest(images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> str:
-    """Return what tells one training from another."""
-    told = hashlib.sha256(repr((sorted(asdict(recipe).items()), seed, tuple(images.shape))).encode())
-    told.update(images.contiguous().numpy().tobytes())
-    told.update(labels.numpy().tobytes())
-    return told.hexdigest()
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere it would be slower than 32-bit."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 class _bar:  # noqa: N801 - used as a function

@@ -135,7 +135,7 @@ def harden(
     """
     device = next(twin.parameters()).device
     order = torch.Generator().manual_seed(seed)
-    lesson = _Lesson(teacher, recipe, task, torch.Generator(device).manual_seed(seed))
+    lesson = Lesson(teacher, recipe, task, torch.Generator(device).manual_seed(seed))
     optimizer = torch.optim.AdamW(twin.parameters(), lr=recipe.peak, weight_decay=1e-4)
     steps = recipe.epochs * -(-len(images) // recipe.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak, total_steps=steps + 1)
@@ -156,7 +156,7 @@ def harden(
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
+class Lesson:
     """What one batch teaches."""
 
     teacher: Callable[[Tensor], Tensor]
@@ -164,7 +164,7 @@ class _Lesson:
     task: Task
     noise: torch.Generator
 
-    def loss(self, twin: CopiedTwin | SmallTwin, images: Tensor, *, strength: float) -> Tensor:
+    def loss(self, twin: nn.Module, images: Tensor, *, strength: float) -> Tensor:
         """A scalar: how far the twin is from the teacher on clean images and under `strength` of the full budgets."""
         with torch.no_grad():
             answer = self.teacher(images).float()

@@ -19,7 +19,8 @@ from detectors.methods.twins import Hardening
 from gateway.profile import Profile
 from lab import data, fitting
 from lab.attacks.attack import Target
-from lab.training import Recipe, export, train_classifier
+from lab.learning import Recipe
+from lab.training import export, train_classifier
 from signing.envelope import create_key, load_private_key
 
 SIZE = 24

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from detectors.models.reference import Reference
 from gateway.profile import Profile
-from lab.training import Classifier, Recipe, augmented, export, predict, train_classifier
+from lab.learning import DivergedError, Recipe, augmented
+from lab.training import Classifier, export, predict, train_classifier
 
 SMALL = Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=6, batch=16, peak_rate=1e-2)
 PROFILE = Profile.from_toml(
@@ -205,3 +206,35 @@ def test_augmentation_keeps_shape_and_brightness_about_right() -> None:
 def test_unusable_data_is_refused(images: Tensor, labels: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         train_classifier(images, labels, classes=2, recipe=SMALL, watch=quiet)
+
+
+def test_a_running_mean_of_the_weights_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    averaged = replace(SMALL, averaging=0.9)
+    whole = train_classifier(*discs(256, 0), classes=2, recipe=averaged, watch=quiet)
+
+    def stop(epoch: int, _loss: float) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(*discs(256, 0), classes=2, recipe=averaged, checkpoint=tmp_path / "state", watch=stop)
+    resumed = train_classifier(
+        *discs(256, 0), classes=2, recipe=averaged, checkpoint=tmp_path / "state", watch=quiet
+    )  # fmt: skip
+    last = train_classifier(*discs(256, 0), classes=2, recipe=SMALL, watch=quiet)
+
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert not torch.equal(whole.head.weight, last.head.weight)
+    images, labels = discs(200, 99)
+    assert float((predict(whole, images).argmax(dim=1) == labels).float().mean()) > 0.95
+
+
+def test_a_loss_that_is_no_number_is_named_at_once() -> None:
+    images, labels = discs(64, 0)
+    images[5, 0, 3, 3] = torch.nan
+    epochs: list[int] = []
+
+    with pytest.raises(DivergedError, match="epoch 1"):
+        train_classifier(images, labels, classes=2, recipe=SMALL, watch=lambda epoch, _: epochs.append(epoch))
+
+    assert epochs == []
