@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -55,17 +56,23 @@ class AutoAttack:
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
         """Attack (N, 1, rows, columns) stored values; see `Attack`."""
         check(target, images, labels)
-        best = Attacked(images.clone(), *_nothing_yet(images))
-        for member in self.members:
-            left = torch.nonzero(~best.success)[:, 0]
-            if not len(left):
-                break
-            found = member(target, images[left], labels[left])
-            better = found.margin < best.margin[left]
-            best.images[left[better]] = found.images[better]
-            best.margin[left[better]] = found.margin[better]
-            best.success[left] = found.success
-        return best
+        return strongest(self.members, target, images, labels)
+
+
+def strongest(members: Sequence[Attack], target: Target, images: Tensor, labels: Tensor) -> Attacked:
+    """Return, for each image, the least margin that any member reaches; each attacks what the others left."""
+    best, history = Attacked(images.clone(), *_nothing_yet(images)), []
+    for member in members:
+        left = torch.nonzero(~best.success)[:, 0]
+        if not len(left):
+            break
+        before, found = len(images) - len(left), member(target, images[left], labels[left])
+        history += [before + curve for curve in found.history]
+        better = found.margin < best.margin[left]
+        best.images[left[better]] = found.images[better]
+        best.margin[left[better]] = found.margin[better]
+        best.success[left] = found.success
+    return replace(best, history=tuple(history))
 
 
 def _nothing_yet(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lab.attacks.attack import Attacked, Target, check
 from lab.attacks.method import Knowledge
+from lab.attacks.rehearsed import Carried
 from lab.attacks.scene import Scene, rising
 
 CONTRAST = 2.0
@@ -46,7 +47,12 @@ class GAP:
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
         """Train on (N, 1, rows, columns) stored values, then attack them; see `Attack`."""
-        return self.add(target, self.trained(target, images, labels), images, labels)
+        return self.learnt(target, images, labels)(target, images, labels)
+
+    def learnt(self, target: Target, images: Tensor, labels: Tensor) -> Carried:
+        """Return the attack by a generator trained on these images."""
+        generator = self.trained(target, images, labels)
+        return lambda before, others, theirs: self.add(before, generator, others, theirs)
 
     def trained(self, target: Target, images: Tensor, labels: Tensor) -> Generator:
         """Return a generator that misleads the model on the attacker's own images."""

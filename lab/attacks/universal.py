@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lab.attacks.attack import Attacked, Target, check
 from lab.attacks.method import Knowledge
+from lab.attacks.rehearsed import Carried
 from lab.attacks.scene import Loss, Scene
 
 
@@ -42,7 +43,12 @@ class UniversalPerturbation:
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
         """Craft the change on (N, 1, rows, columns) stored values and add it to them; see `Attack`."""
-        return add(target, self.crafted(target, images, labels), images, labels, batch=self.batch)
+        return self.learnt(target, images, labels)(target, images, labels)
+
+    def learnt(self, target: Target, images: Tensor, labels: Tensor) -> Carried:
+        """Return the attack that adds the change crafted on these images to others."""
+        change = self.crafted(target, images, labels)
+        return lambda before, others, theirs: add(before, change, others, theirs, batch=self.batch)
 
     def crafted(self, target: Target, images: Tensor, labels: Tensor) -> Tensor:
         """Return the change (1, 1, rows, columns) in stored values: whole numbers within the budget.

@@ -16,13 +16,13 @@ from detectors.observation import Needs
 from gateway.profile import Profile
 from lab.attacks.attack import Attacked, Target
 from lab.attacks.measures import change
-from lab.data import DataError, Dataset, StoredScans, load, stored
-from lab.evaluation.attacks import Planned, informed, planned
+from lab.data import DataError, StoredScans, load, stored
+from lab.evaluation.attacks import Informed, Planned, informed, planned
 from lab.evaluation.benign import BENIGN
 from lab.evaluation.curves import Thresholds, risk, roc
 from lab.evaluation.grades import Grade
+from lab.evaluation.means import Means
 from lab.evaluation.report import Entry, Report, Worth
-from lab.evaluation.surrogate import surrogate
 from lab.progress import Watch
 from lab.seeds import seeds_of
 from lab.statistics import clopper_pearson
@@ -59,6 +59,7 @@ def evaluate(
     levels: Sequence[float],
     grade: Grade,
     adaptive: bool = False,
+    forms: Sequence[Informed] = ("single",),
     shifts: Sequence[Path] = (),
     seed: int = 0,
     device: torch.device | None = None,
@@ -81,6 +82,7 @@ def evaluate(
         levels: budgets in 8-bit grey levels.
         grade: how many images, steps and starts.
         adaptive: whether the attacker who holds the detectors has his turn too.
+        forms: of that attacker.
         shifts: other data sets, whose test scans are shown as they are.
         seed: of everything that is drawn.
         device: where to run; by default the CPU.
@@ -93,7 +95,7 @@ def evaluate(
     place = device or torch.device("cpu")
     bench = _Bench(Artefact.load(directory, manifest, model, profile.sha256, place), profile, place)
     scans = stored(data, "test", profile)
-    plans = planned(attacks, levels, grade, seed, lambda: _taught(bench, data, seed, watch))
+    plans = planned(attacks, levels, grade, seed, bench.means(data, seed, watch))
     clean = bench.look(scans.images)  # (1)
     report = bench.clean(scans, clean, grade, seed, load(data, profile).sha256)
     chosen = bench.chosen(scans, clean, grade, seed)
@@ -101,19 +103,13 @@ def evaluate(
     report = replace(report, benign=bench.benign(begun, levels, seed))  # (2)
     report = replace(report, shifts={path.name: bench.shift(path) for path in shifts})
     if adaptive:
-        plans += informed(bench.ensemble, bench.fpr, levels, grade, seed)
+        plans += [each for how in forms for each in informed(bench.ensemble, bench.fpr, levels, grade, seed, how)]
     with staged(watch, "attacking", max(len(plans), 1)) as done:  # (3)
         for left, plan in zip(range(len(plans) - 1, -1, -1), plans, strict=True):
             report = replace(report, attacks=(*report.attacks, bench.attacked(plan, begun, chosen, clean)), left=left)
             keep(report)
             done()
     return report
-
-
-def _taught(bench: _Bench, data: Path, seed: int, watch: Watch) -> Callable[[Tensor], Tensor]:
-    """The attacker's own model, taught by the protected model's answers."""
-    train: Dataset = load(data, bench.profile)
-    return surrogate(bench.ensemble.probe, train.train.images, seed=seed + 50, watch=watch)
 
 
 class _Bench:
@@ -125,6 +121,10 @@ class _Bench:
         self.fpr = float(artefact.manifest["fpr"])
         logits, span = logits_of(self.ensemble.probe), self.ensemble.probe.span
         self.target = Target.of_uint8(lambda rendered: logits(span.to_unit(rendered)), profile)
+
+    def means(self, data: Path, seed: int, watch: Watch) -> Means:
+        """What attackers may bring: they have the training split."""
+        return Means.of(self.ensemble.probe, self.target, self.profile, data, seed, self.device, watch)
 
     def look(self, images: Tensor) -> Seen:
         """Examine stored values (N, 1, rows, columns)."""
@@ -208,6 +208,7 @@ class _Bench:
             name=plan.name,
             eps=plan.eps,
             tier=plan.tier,
+            budget=plan.budget,
             configuration=repr(plan.attack),
             n_attacked=len(images),
             n_success=int(success.sum()),

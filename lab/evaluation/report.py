@@ -47,6 +47,8 @@ class Entry:
     name: str
     eps: float | None
     tier: str
+    budget: str
+    """What bounds the attack, in words."""
     configuration: str
     """The attack's repr."""
     n_attacked: int
@@ -82,6 +84,7 @@ class Entry:
             "name": self.name,
             "eps": self.eps,
             "tier": self.tier,
+            "budget": self.budget,
             "configuration": self.configuration,
             "n_attacked": self.n_attacked,
             "n_success": self.n_success,
