@@ -5,16 +5,13 @@ The manifest is signed by whoever fits (DSSE); the caller checks that signature 
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from detectors import registry
 from detectors.calibration import ConformalCalibration, TailCalibration
@@ -24,6 +21,7 @@ from detectors.detector import Detector, read_name, spelled
 from detectors.ensemble import JOINED, Channel, Ensemble, Member
 from detectors.errors import ArtefactError, DetectorError
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
+from detectors.models.answers import Ask
 from detectors.models.kinds import answering, rebuilt
 from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task
@@ -31,22 +29,20 @@ from detectors.models.small import SmallTwin
 from detectors.mondrian import Category, Mondrian
 from detectors.observation import Span
 from detectors.probe import Probe, Twin
+from detectors.tensor_files import State, read_file, write_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CATEGORIES = "calibrated_by"
 """Of a manifest: by what scans are told apart, and which kinds were calibrated; absent where all are one."""
-FILE_BYTES_MAX = 2**30
-"""A twin of a 250-million-parameter model still fits; more is not an artefact of ours."""
+REMOTE = "remote"
+"""Of a manifest: which model of a server's was asked; absent where there is a file of it."""
 MANIFEST_BYTES_MAX = 2**20
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.safetensors")
 _FACTS = (
     "created", "scanward", "torch", "model_sha256", "profile_sha256", "data_sha256", "n_fit", "n_a", "n_b", "fpr",
     "precision", "gradients", "conversion_max_abs_diff", "measured",
 )  # fmt: skip
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,16 @@ class Artefact:
     """The manifest as it was read; its keys are those of the architecture, section 5.7."""
 
     @classmethod
-    def load(cls, directory: Path, manifest: bytes, model: bytes, profile_sha256: str, device: torch.device) -> Self:
+    def load(
+        cls,
+        directory: Path,
+        manifest: bytes,
+        model: bytes,
+        profile_sha256: str,
+        device: torch.device,
+        *,
+        ask: Ask | None = None,
+    ) -> Self:
         """Open an artefact whose manifest was verified.
 
         (1) the manifest is well-formed and speaks of this model and this profile
@@ -69,9 +74,10 @@ class Artefact:
         Args:
             directory: where the files lie.
             manifest: the exact bytes that were signed.
-            model: the file of the protected model.
+            model: the file of the protected model, or the card of one on a server.
             profile_sha256: digest of the running profile, lower-case hexadecimal.
             device: where to run.
+            ask: the way to that server.
 
         Raises:
             ArtefactError: malformed, changed, or fitted for another model or profile.
@@ -83,13 +89,14 @@ class Artefact:
         if facts["profile_sha256"] != profile_sha256:
             raise ArtefactError("the artefact was fitted for another profile")
         states = {  # (2)
-            section: {name: _read_file(directory, entry, name) for name, entry in facts[section].items()}
+            section: {name: read_file(directory, entry, name) for name, entry in facts[section].items()}
             for section in ("detectors", "denoisers", "ensemble")
         }
         try:  # (3)
             shared = states["ensemble"][JOINED]
-            open_model = answering if facts["gradients"] is False else rebuilt
-            reference = open_model(model, read_name(shared["output"]) or None).to(device)
+            output = read_name(shared["output"]) or None
+            reference = answering(model, output, ask) if facts["gradients"] is False else rebuilt(model, output)
+            reference = reference.to(device)
             ensemble = _assemble(facts["detectors"], states["detectors"], shared, reference, device)
             denoisers = {
                 name: restored(name, entry.get("version"), _to(states["denoisers"][name], device))
@@ -136,20 +143,20 @@ class Artefact:
                 "version": registry.method(member.detector.name).version,
                 "random": member.detector.needs.random,
             }
-            entry |= _write_file(directory, member.detector.name, state)
+            entry |= write_file(directory, member.detector.name, state)
             detectors[member.detector.name] = entry | {"weight": weights.get(member.channel or "", 0.0)}
         manifest = {
             "schema": SCHEMA,
-            **{name: facts[name] for name in _FACTS},
+            **{name: facts[name] for name in (*_FACTS, REMOTE) if name in facts},
             "guarantee": ensemble.guarantee.value,
             **_taxonomy(ensemble),
             "detectors": detectors,
             "denoisers": {
                 name: {"version": denoiser.version, "place": place}
-                | _write_file(directory, f"denoiser_{name}", denoiser.state())
+                | write_file(directory, f"denoiser_{name}", denoiser.state())
                 for place, (name, denoiser) in enumerate(denoisers.items())
             },
-            "ensemble": {JOINED: _write_file(directory, JOINED, _shared_state(ensemble))},
+            "ensemble": {JOINED: write_file(directory, JOINED, _shared_state(ensemble))},
         }
         text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
         (directory / MANIFEST).write_bytes(text)
@@ -218,11 +225,11 @@ def recalibrated(
     out.mkdir(parents=True, exist_ok=True)
     for section in ("detectors", "denoisers"):
         for name, entry in old[section].items():
-            _write_file(out, Path(entry["file"]).stem, _read_file(source, entry, name))
+            write_file(out, Path(entry["file"]).stem, read_file(source, entry, name))
     new = old | {
         **facts,
         "guarantee": calibrations[JOINED].guarantee.value,
-        "ensemble": {JOINED: _write_file(out, JOINED, shared)},
+        "ensemble": {JOINED: write_file(out, JOINED, shared)},
     }
     text = json.dumps(new, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
     (out / MANIFEST).write_bytes(text)
@@ -234,7 +241,7 @@ def check_files(directory: Path, manifest: bytes) -> None:
     facts = _read_manifest(manifest)
     for section in ("detectors", "denoisers", "ensemble"):
         for name, entry in facts[section].items():
-            _read_file(directory, entry, name)
+            read_file(directory, entry, name)
 
 
 def _calibrated_at(name: str) -> str:
@@ -245,7 +252,7 @@ def _calibrated_at(name: str) -> str:
 def _shared_of(directory: Path, facts: Mapping[str, Any]) -> State:
     if JOINED not in facts["ensemble"]:
         raise ArtefactError("the manifest names no calibrations of the whole")
-    return _read_file(directory, facts["ensemble"][JOINED], JOINED)
+    return read_file(directory, facts["ensemble"][JOINED], JOINED)
 
 
 def _assemble(
@@ -357,37 +364,6 @@ def _read_manifest(manifest: bytes) -> dict[str, Any]:
         if not whole:
             raise ArtefactError(f"the manifest's {section} do not each name a file and a digest")
     return facts
-
-
-def _read_file(directory: Path, entry: Mapping[str, Any], name: str) -> State:
-    """The tensors of one file: read once, hashed, and only then parsed."""
-    if not _FILE_NAME.fullmatch(entry["file"]):
-        raise ArtefactError(f"{name}: {entry['file']!r} is not a file name of an artefact")
-    path = directory / entry["file"]
-    try:
-        if not path.is_file() or path.is_symlink():
-            raise ArtefactError(f"{name}: {entry['file']} is missing or not a regular file")
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ArtefactError(f"{name}: {entry['file']} cannot be read") from error
-    if len(content) > FILE_BYTES_MAX:
-        raise ArtefactError(f"{name}: {entry['file']} is larger than {FILE_BYTES_MAX} bytes")
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ArtefactError(f"{name}: {entry['file']} is not the file that was fitted")
-    try:
-        tensors: State = safetensors.torch.load(content)
-    except (SafetensorError, ValueError) as error:
-        raise ArtefactError(f"{name}: {entry['file']} is not a safetensors file") from error
-    return tensors
-
-
-def _write_file(directory: Path, name: str, state: State) -> dict[str, str]:
-    """Write tensors, and say under which name and digest."""
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    content = safetensors.torch.save(tensors)
-    (directory / f"{name}.safetensors").write_bytes(content)
-    return {"file": f"{name}.safetensors", "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _under(state: State, prefix: str) -> State:

@@ -5,7 +5,9 @@ DetectorError
 │   └── TooFewError   a category with too few clean scans for the rate that is asked for
 ├── NotFittedError    a part that was asked to score before it was fitted
 ├── ArtefactError     a fitted artefact that must not be used
-└── ConversionError   a model that cannot become a differentiable reference
+├── ConversionError   a model that cannot become a differentiable reference
+└── AnswerError       a model on a server that did not answer
+    └── AnotherModelError   or that is another one than was fitted for
 """
 
 
@@ -31,3 +33,11 @@ class ArtefactError(DetectorError):
 
 class ConversionError(DetectorError):
     """An ONNX model that this room cannot rebuild in torch; names the operator and the node."""
+
+
+class AnswerError(DetectorError):
+    """A protected model that only a server has, and that gave no answer: nothing is known of any image it was about."""
+
+
+class AnotherModelError(AnswerError):
+    """The server answers with another model than the one that the detectors were fitted for."""

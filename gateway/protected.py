@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from detectors.artifact import CATEGORIES
 from detectors.calibration import Guarantee, smallest
-from detectors.errors import InputError
+from detectors.errors import ConversionError, InputError
+from detectors.models.served import CARD, Card
 from detectors.mondrian import Taxonomy
 from gateway.errors import ConfigError
 from gateway.profile import Profile
@@ -38,7 +40,7 @@ class ProtectedModel:
     """As configured: [models.NAME]."""
     profile: Profile
     onnx: bytes = field(repr=False)
-    """The model file, whole."""
+    """The model file, whole; or the card that stands for a model of which only a server has a file."""
     artefact: Path
     """Directory of the detectors' files, each of which the manifest names by digest."""
     manifest: bytes = field(repr=False)
@@ -55,13 +57,16 @@ class ProtectedModel:
     """Whether any of them draws at random, from seeds that the gateway gives."""
     taxonomy: Taxonomy | None = None
     """By what scans are told apart, where the detectors are calibrated by category."""
+    served_only: bool = False
+    """Whether there is no file of it here, so that detectors too ask its server."""
 
     @classmethod
     def load(cls, name: str, config: ModelConfig, trust: ArtefactTrust) -> Self:
         """Read profile, model and manifest.
 
         Raises:
-            ConfigError: unreadable, unsigned, signed by no configured key, or of a guarantee that is not served.
+            ConfigError: unreadable, unsigned, signed by no configured key, or of a guarantee that is not served; no
+                model file, and detectors that were fitted for one.
         """
         profile = Profile.load(config.profile)
         where = f"models.{name}.detectors"
@@ -83,11 +88,12 @@ class ProtectedModel:
             raise ConfigError(
                 [f"{where}: its guarantee is {guarantee}; trust.artefacts.unsafe_marginal_guarantee would be needed"]
             )
-        model = _read(config.model, f"models.{name}.model")
+        model = _read(config.model, f"models.{name}.model") if config.model is not None else _card(name, config, facts)
         names = frozenset(entries)
         return cls(
-            name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, names, random, taxonomy
-        )
+            name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, names, random, taxonomy,
+            served_only=config.model is None,
+        )  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,7 +102,7 @@ class ProtectedModel:
 
     @property
     def model_sha256(self) -> str:
-        """Lower-case hexadecimal digest of the model file."""
+        """Lower-case hexadecimal digest of the model file, or of the card in its place."""
         return hashlib.sha256(self.onnx).hexdigest()
 
     @property
@@ -140,6 +146,23 @@ class ProtectedModel:
         ]
         if problems:
             raise ConfigError(problems)
+
+
+def _card(name: str, config: ModelConfig, facts: Mapping[str, Any]) -> bytes:
+    """The card of a model that only a server has, as the manifest binds it."""
+    assert config.kserve is not None, "checked between the tables"
+    if not (config.detectors / CARD).exists():
+        raise ConfigError([f"models.{name}.model: required: its detectors were fitted for a file of the model"])
+    card = _read(config.detectors / CARD, f"models.{name}.detectors")
+    if hashlib.sha256(card).hexdigest() != facts.get("model_sha256"):
+        raise ConfigError([f"models.{name}.detectors: {CARD} is not the one that was fitted for"])
+    try:
+        images = Card.read(card).images_max
+    except ConversionError as error:
+        raise ConfigError([f"models.{name}.detectors: {CARD}: {error}"]) from error
+    if images is not None and images != config.kserve.images_max:
+        raise ConfigError([f"models.{name}.kserve.images_max: the server said that its model takes {images} at a time"])
+    return card
 
 
 def _believed_manifest(directory: Path, trust: ArtefactTrust, where: str) -> bytes:

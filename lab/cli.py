@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lab.given import Given, model_options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", "model_path", type=FILE, required=True, help="ONNX, TorchScript or torch.export file")
+@model_options("ONNX, TorchScript or torch.export file")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="artefact directory")
@@ -43,7 +45,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def fit(
     *,
-    model_path: Path,
+    given: Given,
     profile_path: Path,
     data_path: Path,
     out: Path,
@@ -62,7 +64,7 @@ def fit(
 
     from detectors import registry
     from gateway.profile import Profile
-    from lab import data, denoising, fit_table, fitting
+    from lab import data, denoising, fit_table, fitting, served
     from lab.categories import Told
     from lab.progress import progress
     from signing.envelope import load_private_key
@@ -73,9 +75,10 @@ def fit(
         profile = Profile.load(profile_path)
         told = Told.of(told_by, asked) if told_by or asked else None
         parts = fitting.Parts.of(data.load(data_path, profile), seed)
+        model = served.to_fit(given, profile)
         with progress() as watch:
             fitted = fitting.fit(
-                model_path.read_bytes(), profile, parts, out,
+                model.file, profile, parts, out, ask=model.ask,
                 fpr=fpr, key=key, seed=seed, device=torch.device(device), methods=methods,
                 denoisers=denoisers or denoising.USUAL, told=told, watch=watch,
             )  # fmt: skip
@@ -127,7 +130,7 @@ def denoisers(
 
 
 @main.command()
-@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@model_options("the file that the detectors were fitted for")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--detectors", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
@@ -135,18 +138,19 @@ def denoisers(
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def score(
-    *, model_path: Path, profile_path: Path, detectors: Path, data_path: Path, split: str, device: str, as_json: bool
+    *, given: Given, profile_path: Path, detectors: Path, data_path: Path, split: str, device: str, as_json: bool
 ) -> None:
     """Score images as they are: p-values of the ensemble and of each detector, and the model's answers."""
     import torch
 
     from gateway.profile import Profile
-    from lab import data, scoring
+    from lab import data, scoring, served
 
     with _refusals():
         profile = Profile.load(profile_path)
         scans = getattr(data.load(data_path, profile), split)
-        table = scoring.score(model_path.read_bytes(), profile, detectors, scans, torch.device(device))
+        model = served.as_fitted(given, profile, detectors)
+        table = scoring.score(model.file, profile, detectors, scans, torch.device(device), model.ask)
     if as_json:
         click.echo(json.dumps(table))
         return

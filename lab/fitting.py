@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
 from detectors import registry
-from detectors.artifact import Artefact
+from detectors.artifact import REMOTE, Artefact
 from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
 from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
@@ -23,8 +23,10 @@ from detectors.material import Material
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
+from detectors.models.answers import Ask
 from detectors.models.kinds import answering, difference, rebuilt
 from detectors.models.model import ReferenceModel
+from detectors.models.served import CARD, Card
 from detectors.mondrian import Mondrian, calibratable
 from detectors.observation import Signal
 from detectors.probe import Probe
@@ -97,6 +99,7 @@ def fit(
     told: Told | None = None,
     recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
     watch: Watch = lambda _stage, _share: None,
+    ask: Ask | None = None,
 ) -> Fitted:
     """Fit every detector, calibrate, measure and write the artefact.
 
@@ -110,7 +113,7 @@ def fit(
     (7) write and sign
 
     Args:
-        model: the file of the protected model.
+        model: the file of the protected model, or the card of one on a server.
         profile: its profile.
         parts: clean scans by use.
         out: directory of the artefact.
@@ -123,6 +126,7 @@ def fit(
         told: by what scans are told apart, so that each category is calibrated for itself; None: not at all.
         recipes: how the copied and the small twin are hardened.
         watch: told of progress.
+        ask: the way to that server.
 
     Raises:
         DataError: too few scans, or the data does not say by what they are told apart.
@@ -131,7 +135,7 @@ def fit(
     """
     place = device or torch.device("cpu")
     _check(profile, parts, fpr, told, denoisers)
-    reference, apart, answers_only = _opened(model, profile, parts.b.images, place)  # (1)
+    reference, apart, answers_only = _opened(model, profile, parts.b.images, place, ask)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
     if answers_only:
         guide = surrogate(bench.probe({}), parts.fit.images, seed=seed + 20, watch=watch)
@@ -149,7 +153,7 @@ def fit(
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     worths = bench.worth(ensemble, parts.a.images, fpr)
     facts = _facts(model, profile, parts, fpr, apart, measured, worths) | {"gradients": reference.gradients}
-    manifest = Artefact.write(out, ensemble, restorers, facts)  # (7)
+    manifest = Artefact.write(out, ensemble, restorers, facts | _served(out, model, ask))  # (7)
     put(out, manifest, key)
     return Fitted(ensemble, restorers, manifest, measured, answers_only, worths)
 
@@ -180,9 +184,11 @@ def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None, denois
 
 
 def _opened(
-    model: bytes, profile: Profile, images: Tensor, device: torch.device
+    model: bytes, profile: Profile, images: Tensor, device: torch.device, ask: Ask | None
 ) -> tuple[ReferenceModel, float | None, str | None]:
     """The reference and how far it is from its own runtime; or what only answers, and why."""
+    if ask is not None:
+        return answering(model, ask=ask).to(device), None, "there is no file of the model, only a server"
     try:
         return *_rebuilt(model, profile, images, device), None
     except ConversionError as error:
@@ -190,6 +196,20 @@ def _opened(
             return answering(model, profile.output.name).to(device), None, str(error)
         except ConversionError:
             raise error from None  # a file that nothing here runs: the first sentence says why
+
+
+def _served(out: Path, model: bytes, ask: Ask | None) -> dict[str, Any]:
+    """The manifest's entry on a model that only a server has, whose card is put beside it; none where there is a file.
+
+    Whatever card an earlier fit left goes away.
+    """
+    (out / CARD).unlink(missing_ok=True)
+    if ask is None:
+        return {}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CARD).write_bytes(model)
+    described = Card.read(model).described
+    return {REMOTE: {"card": CARD, **{name: described[name] for name in ("name", "versions") if name in described}}}
 
 
 def _asks_answers_only(name: str) -> bool:

@@ -7,6 +7,7 @@ import torch
 
 from detectors.artifact import MANIFEST, Artefact
 from detectors.errors import ArtefactError
+from detectors.models.answers import Ask
 from gateway.profile import Profile
 from lab.data import DataError, Split
 from lab.seeds import seeds_of
@@ -14,10 +15,13 @@ from lab.seeds import seeds_of
 BATCH = 64
 
 
-def score(model: bytes, profile: Profile, directory: Path, scans: Split, device: torch.device) -> dict[str, Any]:
+def score(
+    model: bytes, profile: Profile, directory: Path, scans: Split, device: torch.device, ask: Ask | None = None
+) -> dict[str, Any]:
     """p-values and predictions of every scan.
 
     The manifest is taken as it lies there: its digests are checked, its signature is not, since no key is at hand.
+    `ask` is the way to a model that only a server has.
 
     Returns:
         `ids`, `p` of the ensemble, `detectors` with each one's own p-values, and `prediction`, index of a class.
@@ -28,7 +32,7 @@ def score(model: bytes, profile: Profile, directory: Path, scans: Split, device:
         raise ArtefactError(f"{directory / MANIFEST}: cannot be read") from error
     if not len(scans):
         raise DataError("the split is empty")
-    ensemble = Artefact.load(directory, manifest, model, profile.sha256, device).ensemble
+    ensemble = Artefact.load(directory, manifest, model, profile.sha256, device, ask=ask).ensemble
     table: dict[str, Any] = {"ids": list(scans.ids), "p": [], "detectors": {}, "prediction": []}
     for part in torch.split(scans.images, BATCH):
         seen = ensemble.examine(part.to(device), seeds_of(part).to(device))

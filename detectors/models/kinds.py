@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from detectors.errors import ConversionError
-from detectors.models.answers import AnswersOnly
+from detectors.models.answers import AnswersOnly, Ask
 from detectors.models.exported import from_export
 from detectors.models.model import ReferenceModel
 from detectors.models.reference import Reference, conversion_difference
+from detectors.models.served import OPENING, Card
 from detectors.models.torchscript import from_torchscript, opened
 
 _ARCHIVE = b"PK\x03\x04"
@@ -24,10 +25,13 @@ class Kind(Enum):
     ONNX = "onnx"
     TORCHSCRIPT = "torchscript"
     EXPORTED = "torch.export"
+    SERVED = "card of a model on a server"
 
     @classmethod
     def of(cls, model: bytes) -> "Kind":
         """The kind, by what the bytes are and not by a name."""
+        if model.startswith(OPENING):
+            return cls.SERVED
         if not model.startswith(_ARCHIVE):
             return cls.ONNX
         try:
@@ -49,18 +53,31 @@ def rebuilt(model: bytes, output: str | None = None) -> ReferenceModel:
         ConversionError: no such file, or one that cannot be rebuilt.
     """
     kind = Kind.of(model)
+    if kind is Kind.SERVED:
+        raise ConversionError("there is no file of the model here, only a server that answers for it")
     if kind is Kind.TORCHSCRIPT:
         return from_torchscript(model)
     return from_export(model) if kind is Kind.EXPORTED else Reference.from_onnx(model, output)
 
 
-def answering(model: bytes, output: str | None = None) -> ReferenceModel:
-    """A model that answers and no more, for a file that cannot be rebuilt.
+def answering(model: bytes, output: str | None = None, ask: Ask | None = None) -> ReferenceModel:
+    """A model that answers and no more: a file that cannot be rebuilt, or a server's.
+
+    Args:
+        model: the file, or the card of a model on a server.
+        output: name of the output of an ONNX graph; by default the first.
+        ask: the way to the server, for a card.
 
     Raises:
-        ConversionError: no ONNX file, or one with external data or custom operators, which nothing here runs.
+        ConversionError: no ONNX file, or one with external data or custom operators, which nothing here runs; or a
+            card, and no way to the server.
     """
     kind = Kind.of(model)
+    if kind is Kind.SERVED:
+        if ask is None:
+            raise ConversionError("the model is known by its server's answers alone: say where that server is")
+        card = Card.read(model)
+        return AnswersOnly(card.vouched(ask), card.output)
     if kind is not Kind.ONNX:
         raise ConversionError(f"a {kind.value} file that cannot be rebuilt cannot be run here either")
     return AnswersOnly.from_onnx(model, output)

@@ -176,12 +176,13 @@ def _destinations(plan: Plan, audit: AuditLog, metrics: Metrics) -> Mapping[str,
     }
 
 
-def start_engine(plan: Plan, metrics: Metrics) -> LocalEngine | None:
+def start_engine(plan: Plan, metrics: Metrics, upstreams: Upstreams) -> LocalEngine | None:
     """Start the detection worker and wait for it; None where no model needs one. Raises `ConfigError`."""
     if not plan.models:
         return None
     assert plan.config.engine is not None
-    engine = LocalEngine(tuple(plan.models.values()), plan.config.engine, metrics)
+    servers = upstreams.answering(plan.models)
+    engine = LocalEngine(tuple(plan.models.values()), plan.config.engine, metrics, servers=servers)
     engine.start()
     return engine
 

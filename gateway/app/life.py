@@ -132,8 +132,8 @@ class App:
         upstreams = Upstreams.of(
             plan.config, plan.models, records.metrics, before=before.upstreams if before is not None else None
         )
-        kept = before is not None and before.plan.models == plan.models
-        engine = before.engine if before is not None and kept else start_engine(plan, records.metrics)
+        kept = before is not None and _examined_alike(before, plan, upstreams)
+        engine = before.engine if before is not None and kept else start_engine(plan, records.metrics, upstreams)
         if engine is not None and not kept:
             self._engines.append(engine)
         service = build_service(plan, records, engine=engine, upstreams=upstreams, decompressor=decompressor)
@@ -275,6 +275,13 @@ def check(config: Config) -> list[str]:
         f"models.{name}: gradient-free: its detectors compare answers alone (docs/models.md)"
         for name in _gradient_free(plan)
     ]
+
+
+def _examined_alike(before: Served, plan: Plan, upstreams: Upstreams) -> bool:
+    """Whether the detection worker has the plan's models already, and asks the servers that it names."""
+    if before.plan.models != plan.models:
+        return False
+    return before.upstreams.answering(before.plan.models) == upstreams.answering(plan.models)
 
 
 def _gradient_free(plan: Plan) -> list[str]:

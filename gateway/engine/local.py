@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
+from functools import partial
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ import structlog
 from detectors.mondrian import Category
 from gateway.case import Evidence, Image
 from gateway.deadline import Deadline
+from gateway.engine.answers import Answering, attend
 from gateway.engine.batcher import Batcher, Entry
 from gateway.engine.engine import ExaminationError, ExpiredError, GreyZone, HeatMap, WorkerLostError
 from gateway.engine.evidence import evidence_of
@@ -54,6 +56,7 @@ class LocalEngine:
         settings: EngineConfig,
         metrics: Metrics,
         *,
+        servers: Mapping[str, Answering] = MappingProxyType({}),
         batch_s_max: float = 120.0,
     ) -> None:
         """Prepare; nothing runs before `start`.
@@ -62,11 +65,13 @@ class LocalEngine:
             models: what the worker holds, each under its configured name.
             settings: of the engine.
             metrics: where batches and the queue are counted.
+            servers: by model, whom the worker asks where only a server has it.
             batch_s_max: a batch that takes longer is taken for a hang, and the worker replaced.
         """
         self._models = {model.name: model for model in models}
         self._settings = settings
         self._metrics = metrics
+        self._servers = servers
         self._batch_s_max = batch_s_max
         self._batcher: Batcher[Ticket] = Batcher(
             size_max=settings.batch_size_max,
@@ -189,6 +194,7 @@ class LocalEngine:
         first = True
         while not self._closing:
             process = Process.spawn(self._shared, self._settings.threads)
+            attend(process.questions, self._servers, partial(self._deadline, process))
             refusal = process.introduce(self._models, self._settings, self._values, lambda: self._closing)
             if refusal is None:
                 started = time.monotonic()
@@ -265,6 +271,12 @@ class LocalEngine:
         with self._changed:
             process.free.append(process.sent.pop(batch).region)
             self._changed.notify_all()
+
+    def _deadline(self, process: Process) -> Deadline:
+        """Until when somebody waits for the batch that the worker has in hand: the one that it was sent first."""
+        with self._changed:
+            entries = process.sent[min(process.sent)].everything if process.sent else ()
+            return max((entry.deadline for entry in entries), key=Deadline.remaining, default=Deadline.after(0.0))
 
     def _bury(self, process: Process) -> None:
         """Make sure that the worker is gone, and fail what it had."""

@@ -74,15 +74,17 @@ class Process:
     channel: socket.socket
     connection: Connection
     """Over the same socket; `channel` is kept to end it from another thread."""
+    questions: Connection
+    """A line of its own, on which the worker asks about models that only a server has."""
     free: list[int] = field(default_factory=lambda: list(range(REGIONS)))
     sent: dict[int, Sent] = field(default_factory=dict)
 
     @classmethod
     def spawn(cls, shared: SharedImages, threads: int) -> Self:
         """A fresh interpreter, never a fork: this process has threads and locks that a copy would inherit broken."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            descriptors = (theirs.fileno(), shared.descriptor)
+        (ours, theirs), (questions, asked) = socket.socketpair(), socket.socketpair()
+        with theirs, asked:
+            descriptors = (theirs.fileno(), asked.fileno(), shared.descriptor)
             popen = subprocess.Popen(  # noqa: S603 - this interpreter, a module of our own
                 [sys.executable, "-P", "-m", "gateway.engine.worker", *map(str, descriptors), str(os.getpid())],
                 pass_fds=descriptors,
@@ -90,7 +92,7 @@ class Process:
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **_arithmetic(threads)},
             )
-        return cls(popen, ours, Connection(os.dup(ours.fileno())))
+        return cls(popen, ours, Connection(os.dup(ours.fileno())), Connection(questions.detach()))
 
     def introduce(
         self, models: Mapping[str, ProtectedModel], settings: EngineConfig, values: int, leaving: Callable[[], bool]
@@ -107,6 +109,7 @@ class Process:
                     "artefact": str(model.artefact),
                     "profile_sha256": model.profile.sha256,
                     "shape": model.shape,
+                    "served_only": model.served_only,
                 }
                 for model in models.values()
             ],

@@ -22,10 +22,11 @@ from torch import Tensor
 from detectors.artifact import Artefact
 from detectors.denoisers.median import Median
 from detectors.ensemble import Examination
-from detectors.errors import DetectorError
+from detectors.errors import AnswerError, DetectorError
 from detectors.heat import between
 from detectors.mondrian import Category
 from detectors.observation import Needs
+from gateway.engine.answers import asking
 from gateway.engine.engine import GreyZone
 from gateway.engine.shared import SharedImages
 
@@ -39,11 +40,11 @@ def main() -> None:
     (1) load what the first messages name, and say so, or why not
     (2) examine batches, one answer each
     """
-    connection, images = Connection(int(sys.argv[1])), int(sys.argv[2])
+    connection, questions, images = Connection(int(sys.argv[1])), Connection(int(sys.argv[2])), int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to handle
-    _die_with(int(sys.argv[3]))
+    _die_with(int(sys.argv[4]))
     try:
-        worker = _load(connection, images)  # (1)
+        worker = _load(connection, questions, images)  # (1)
     except DetectorError as error:
         connection.send_bytes(json.dumps({"refused": str(error)}).encode())
         return
@@ -81,6 +82,8 @@ class Worker:
             reports = self._examine(artefact, incoming, outgoing, list(zip(spans, cases, strict=True)))
         except torch.AcceleratorError:
             raise  # the device is lost for this process; the gateway starts another
+        except AnswerError as error:  # no image's fault: nobody is asked again for each of them
+            reports = [{"error": type(error).__name__} for _ in cases]
         except Exception as error:
             if len(cases) == 1:
                 reports = [{"error": type(error).__name__}]
@@ -229,7 +232,7 @@ def _gather(parts: list[Tensor]) -> NDArray[np.float64]:
     return gathered
 
 
-def _load(connection: Connection, images: int) -> Worker:
+def _load(connection: Connection, questions: Connection, images: int) -> Worker:
     """Read the settings, then manifest and model of each artefact; the files they name are checked on opening."""
     settings = json.loads(connection.recv_bytes())
     torch.set_num_threads(settings["threads"])
@@ -241,9 +244,11 @@ def _load(connection: Connection, images: int) -> Worker:
     for entry in settings["models"]:
         manifest, model = connection.recv_bytes(), connection.recv_bytes()
         try:
-            artefact = Artefact.load(Path(entry["artefact"]), manifest, model, entry["profile_sha256"], device)
-            image, seeds = torch.zeros(1, *entry["shape"]), torch.zeros(1, dtype=torch.int64)
-            artefact.ensemble.examine(image.to(device), seeds.to(device))  # warm, and known to fit
+            ask = asking(questions, entry["name"]) if entry["served_only"] else None
+            artefact = Artefact.load(Path(entry["artefact"]), manifest, model, entry["profile_sha256"], device, ask=ask)
+            if ask is None:  # a server may come up later than the gateway
+                image, seeds = torch.zeros(1, *entry["shape"]), torch.zeros(1, dtype=torch.int64)
+                artefact.ensemble.examine(image.to(device), seeds.to(device))  # warm, and known to fit
         except DetectorError as error:
             raise type(error)(f"models.{entry['name']}: {error}") from error
         artefacts[entry["name"]] = artefact

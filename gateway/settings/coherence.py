@@ -37,8 +37,11 @@ def mistakes_between_tables(document: dict[str, Any]) -> list[str]:
 
 
 def _model_mistakes(document: dict[str, Any]) -> Iterator[str]:
-    if not _table(document, "models"):
+    if not (models := _table(document, "models")):
         return
+    for name in models:
+        if _table(models, name).keys().isdisjoint({"model", "kserve"}):
+            yield f"models.{name}.model: required, unless models.{name}.kserve says which server has the model"
     if "engine" not in document:
         yield "engine: required, because there are models"
     if "artefacts" not in _table(document, "trust"):
@@ -103,6 +106,8 @@ def _upstream_mistakes(name: str, route: dict[str, Any], models: dict[str, Any])
         yield f"routes.{name}.model: there is no [models.{model}]"
     elif asked == "kserve" and "kserve" not in _table(models, model):
         yield f'routes.{name}.upstream: "kserve" needs [models.{model}.kserve]'
+    elif asked == "embedded" and "model" not in _table(models, model):
+        yield f'routes.{name}.upstream: "embedded" needs models.{model}.model'
 
 
 def _rule_mistakes(document: dict[str, Any]) -> Iterator[str]:

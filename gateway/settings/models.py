@@ -58,6 +58,8 @@ class KServeConfig(Table):
     """In a row; then the server is left alone."""
     pause_s: Annotated[float, Field(gt=0.0, le=600.0)] = 5.0
     """For how long, until one scan may try."""
+    images_max: Annotated[int, Field(ge=1, le=4096)] = 32
+    """In one request; more are asked about in several."""
 
     @model_validator(mode="after")
     def _protected(self) -> Self:
@@ -72,12 +74,13 @@ class ModelConfig(Table):
     """A protected model, what it expects, and the detectors fitted for it."""
 
     profile: File
-    model: File
-    """One file: ONNX; for models that only a server serves also TorchScript or torch.export."""
+    model: File | None = None
+    """One file: ONNX; for models that a server serves also TorchScript or torch.export. Absent: the server alone has
+    the model, and the detectors were fitted on its answers."""
     detectors: Directory
     """Artefact directory, as `scanward-lab fit` wrote it."""
     kserve: KServeConfig | None = None
-    """Where the model is served, for routes with `upstream = "kserve"`."""
+    """Where the model is served, for routes with `upstream = "kserve"`, and for detectors that know no file of it."""
 
 
 class DriftConfig(Table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import Any
 
 import grpc
 import numpy as np
@@ -94,15 +95,58 @@ class RemoteUpstream:
         Raises:
             UpstreamError: as there; `retry_after_s` where the server is left alone for a while.
         """
-        request = infer_request(
-            self._config.model,
-            self._config.version,
-            self._profile.input.name,
-            admitted(case, verdict),
-            identity=f"{case.scan.sha256}-{verdict.disposition.label}",
-            output=self._profile.output.name,
+        identity = f"{case.scan.sha256}-{verdict.disposition.label}"
+        output = self.answers(admitted(case, verdict), deadline, identity=identity)
+        return prediction(self._name, self._profile, output)
+
+    def answers(
+        self, images: NDArray[np.float32], deadline: Deadline, *, identity: str = "examination"
+    ) -> NDArray[np.float32]:
+        """What the model says of images, in as few requests as the server takes.
+
+        Args:
+            images: (N, channels, rows, columns), N at least 1.
+            deadline: until when somebody waits.
+            identity: of the question; the requests of one share it.
+
+        Returns:
+            (N, classes) as the graph gives it.
+
+        Raises:
+            UpstreamError: no answer, or none that is one; `retry_after_s` as of `predict`.
+        """
+        found = []
+        for start in range(0, len(images), self._config.images_max):
+            request = infer_request(
+                self._config.model,
+                self._config.version,
+                self._profile.input.name,
+                images[start : start + self._config.images_max],
+                identity=identity,
+                output=self._profile.output.name,
+            )
+            found.append(self._scores(self._answer(request, deadline), request))
+        return np.concatenate(found)
+
+    def described(self, wait_s: float) -> dict[str, Any]:
+        """What the server says of the model, within that many seconds, by the protocol's names; raises `UpstreamError`.
+
+        `inputs` and `outputs` are lists of `name`, `datatype` and `shape`, in which -1 is any length.
+        """
+        request = pb.ModelMetadataRequest(name=self._config.model, version=self._config.version)
+        try:
+            response: pb.ModelMetadataResponse = self._stub.ModelMetadata(request, timeout=wait_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise UpstreamError(
+                f"the server at {self._config.address} does not describe the model {self._config.model}: "
+                f"{error.code().name}"
+            ) from None
+        inputs, outputs = (
+            [{"name": each.name, "datatype": each.datatype, "shape": list(each.shape)} for each in tensors]
+            for tensors in (response.inputs, response.outputs)
         )
-        return prediction(self._name, self._profile, self._scores(self._answer(request, deadline), request))
+        about = {"name": response.name, "versions": list(response.versions), "platform": response.platform}
+        return {**about, "inputs": inputs, "outputs": outputs}
 
     def close(self, after_s: float) -> None:
         """Let calls in progress end, for that many seconds at the longest, and close the channel."""

@@ -18,6 +18,8 @@ from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.upstreams.remote import RemoteUpstream
 from gateway.upstreams.upstream import Upstream
 
+EMBEDDED, KSERVE = "embedded", "kserve"
+
 
 @dataclass(frozen=True, slots=True)
 class _Made:
@@ -37,7 +39,7 @@ class Upstreams:
     def of(
         cls, config: Config, models: Mapping[str, ProtectedModel], metrics: Metrics, *, before: Upstreams | None = None
     ) -> Self:
-        """Make what the routes want; an embedded model is loaded and asked once, a remote one is not asked.
+        """Make what the routes and the detectors want; an embedded model is asked once, a remote one is not.
 
         Args:
             config: the whole configuration.
@@ -48,22 +50,31 @@ class Upstreams:
         Raises:
             ConfigError: a model cannot be served so.
         """
+        wanted: list[tuple[str, str]] = [
+            (route.upstream, route.model)
+            for route in config.routes.values()
+            if route.model is not None and route.upstream in {EMBEDDED, KSERVE}
+        ]
+        wanted += [(KSERVE, name) for name, model in models.items() if model.served_only]
         made: dict[tuple[str, str], _Made] = {}
-        for route in config.routes.values():
-            if route.model is None or route.upstream == "none" or (key := (route.upstream, route.model)) in made:
-                continue
-            made_from = _made_from(config, models[route.model], route.upstream)
-            found = before._made.get(key) if before is not None else None
+        for kind, name in dict.fromkeys(wanted):
+            made_from = _made_from(config, models[name], kind)
+            found = before._made.get((kind, name)) if before is not None else None
             if found is None or found.made_from != made_from:
-                found = _Made(made_from, _make(config, models[route.model], route.upstream, metrics))
-            made[key] = found
+                found = _Made(made_from, _make(config, models[name], kind, metrics))
+            made[kind, name] = found
         return cls(made)
 
     def of_route(self, route: RouteConfig) -> Upstream | None:
         """Who is asked for a route; None where nobody is."""
-        if route.model is None or route.upstream == "none":
+        if route.model is None or route.upstream not in {EMBEDDED, KSERVE}:
             return None
         return self._made[route.upstream, route.model].upstream
+
+    def answering(self, models: Mapping[str, ProtectedModel]) -> Mapping[str, RemoteUpstream]:
+        """Whom detectors ask for the answers of models that only a server has, by model."""
+        found = {name: self._made[KSERVE, name].upstream for name, model in models.items() if model.served_only}
+        return {name: upstream for name, upstream in found.items() if isinstance(upstream, RemoteUpstream)}
 
     def close(self, *, but: Upstreams, after_s: float) -> None:
         """Let go of all that `but` does not go on with, once calls that began before cannot be using it."""
@@ -74,7 +85,7 @@ class Upstreams:
 
 
 def _make(config: Config, model: ProtectedModel, kind: str, metrics: Metrics) -> Upstream:
-    if kind == "kserve":
+    if kind == KSERVE:
         return RemoteUpstream(model.name, model.profile, _kserve(config, model.name), metrics=metrics)
     engine = config.engine
     assert engine is not None, "a configuration with models has an engine"
@@ -84,7 +95,7 @@ def _make(config: Config, model: ProtectedModel, kind: str, metrics: Metrics) ->
 
 
 def _made_from(config: Config, model: ProtectedModel, kind: str) -> object:
-    if kind != "kserve":
+    if kind != KSERVE:
         return model.model_sha256, model.profile.sha256, config.engine
     remote = _kserve(config, model.name)
     tls = remote.tls

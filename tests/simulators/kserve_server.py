@@ -35,6 +35,19 @@ class Model(rpc.GRPCInferenceServiceServicer):
     def ModelReady(self, request, context):  # noqa: N802
         return pb.ModelReadyResponse(ready=request.name == self._options.name)
 
+    def ModelMetadata(self, request, context):  # noqa: N802
+        if request.name != self._options.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
+        found = pb.ModelMetadataResponse(name=request.name, versions=["1"], platform="onnxruntime")
+        for tensors, values in (
+            (found.inputs, self._session.get_inputs()),
+            (found.outputs, self._session.get_outputs()),
+        ):
+            for value in values:
+                shape = [length if isinstance(length, int) else -1 for length in value.shape]
+                tensors.add(name=value.name, datatype="FP32", shape=shape)
+        return found
+
     def ModelInfer(self, request, context):  # noqa: N802
         options = self._options
         if request.model_name != options.name:

@@ -1,0 +1,236 @@
+"""A model that only a server has: detectors are fitted on its answers, and ask that server in the gateway as well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+from pydicom.data import get_testdata_file
+
+from detectors.errors import ConversionError
+from detectors.methods.twins import Hardening
+from detectors.models.kinds import Kind, answering
+from detectors.models.served import CARD, Card
+from gateway.api.v1 import gateway_pb2 as pb
+from gateway.api.v1 import gateway_pb2_grpc as rpc
+from gateway.errors import ConfigError, UpstreamError
+from gateway.profile import Profile
+from gateway.testing import GatewayProcess, Site, write_signing_key
+from lab import data, fitting, served
+from lab.cli import main
+from lab.given import Given
+from waiting import until
+
+SERVER = Path(__file__).parents[1] / "simulators" / "kserve_server.py"
+CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+QUICK = Hardening(1.0, 6.0, 4, 4e-3, batch=32)
+
+
+class Server:
+    """A real server of the protocol, in a process of its own, always at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = folder / "journal"
+        self.address = "127.0.0.1:0"
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"kserve://{self.address}/blobs"
+
+    def start(self, model: Path) -> None:
+        command = [sys.executable, str(SERVER), str(model), str(self._journal), "--name", "blobs"]
+        self._process = subprocess.Popen([*command, "--address", self.address], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start(site / "model.onnx")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def profile(site: Path) -> Profile:
+    return Profile.load(site / "profile.toml")
+
+
+@pytest.fixture(scope="module")
+def fitted(site: Path, server: Server, profile: Profile) -> fitting.Fitted:
+    model = served.to_fit(given(server.url), profile)
+    parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
+    key = write_signing_key(site / "served.pem")
+    return fitting.fit(
+        model.file, profile, parts, site / "served", ask=model.ask,
+        fpr=0.01, key=key, seed=0, recipes=(QUICK, QUICK), denoisers=("median",),
+    )  # fmt: skip
+
+
+def given(place: Path | str, **changes: Path) -> Given:
+    return Given(**{"place": place, "authority": None, "certificate": None, "key": None, "images_max": 64} | changes)
+
+
+def score(site: Path, model: str) -> Result:
+    paths = {"--profile": "profile.toml", "--detectors": "served", "--data": "data.npz"}
+    options = [part for option, name in paths.items() for part in (option, str(site / name))]
+    return CliRunner().invoke(main, ["score", "--model", model, *options, "--json"])
+
+
+@pytest.fixture(scope="module")
+def retrained(site: Path) -> Path:
+    """The model with other weights: the same name, inputs and outputs."""
+    proto = onnx.load(site / "model.onnx")
+    for tensor in proto.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim > 1:
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(1.1), tensor.name))
+    path = site / "retrained.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def test_the_artefact_says_what_stands_for_the_model(site: Path, fitted: fitting.Fitted) -> None:
+    facts = json.loads(fitted.manifest)
+    card = Card.read((site / "served" / CARD).read_bytes())
+
+    assert facts["gradients"] is False
+    assert facts["remote"] == {"card": CARD, "name": "blobs", "versions": ["1"]}
+    assert card.described["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 32, 32]}]
+    assert len(card.answer) == 2
+    assert fitted.answers_only is not None
+    assert set(facts["detectors"]) == {"twinS", "fusion", "uad", "jpeg75", "median3", "rotation3"}
+
+
+def test_it_flags_attacks_and_few_clean_scans(fitted: fitting.Fitted) -> None:
+    found = fitted.measured["pgd"]["8"]
+
+    assert found["successes"] > 5
+    assert found["tpr"]["ensemble"]["rate"] > 0.5
+    assert fitted.measured["fpr"]["ensemble"]["rate"] <= 0.1
+
+
+def test_score_asks_the_server_and_finds_what_the_fit_found(
+    site: Path, server: Server, fitted: fitting.Fitted
+) -> None:
+    result = score(site, server.url)
+
+    assert result.exit_code == 0, result.output
+    flagged = np.mean(np.array(json.loads(result.stdout)["p"]) <= 0.01)
+    assert flagged == fitted.measured["fpr"]["ensemble"]["rate"]
+
+
+def test_a_card_alone_answers_nothing(site: Path, fitted: fitting.Fitted) -> None:
+    card = (site / "served" / CARD).read_bytes()
+
+    assert Kind.of(card) is Kind.SERVED
+    with pytest.raises(ConversionError, match="say where that server is"):
+        answering(card)
+    assert "say where that server is" in score(site, str(site / "served" / CARD)).stderr
+
+
+def test_a_server_elsewhere_is_asked_with_its_authority_known_or_not_at_all(profile: Profile) -> None:
+    for place, problem in (
+        ("kserve://models.example:8001/blobs", "--server-ca: required"),
+        ("kserve://127.0.0.1/blobs", "HOST:PORT"),
+        ("kserve://127.0.0.1:1", "kserve://HOST:PORT/NAME"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            served.to_fit(given(place), profile)
+
+
+def test_a_name_that_the_server_does_not_know_is_said_before_anything_is_fitted(
+    server: Server, profile: Profile
+) -> None:
+    with pytest.raises(UpstreamError, match=r"does not describe the model stranger: NOT_FOUND"):
+        served.to_fit(given(server.url.replace("blobs", "stranger")), profile)
+
+
+TABLES = """
+[engine]
+device = "cpu"
+batch_size_max = 2
+batch_wait_ms_max = 1.0
+queue_max = 64
+threads = 1
+[models.blobs]
+profile = "PLACE/profile.toml"
+detectors = "PLACE/served"
+[models.blobs.kserve]
+address = "ADDRESS"
+model = "blobs"
+unsafe_plaintext = true
+attempts_max = 2
+failures_max = 100
+[trust.artefacts]
+public_keys = ["PLACE/served.pub"]
+[routes.ct]
+trust = "open"
+model = "blobs"
+upstream = "kserve"
+[routes.ct.policy]
+indeterminate = "quarantine"
+unexaminable = "quarantine"
+signature = { failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }
+detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "never" }
+"""
+
+
+def test_a_gateway_examines_with_the_server_and_holds_scans_while_nothing_vouches_for_it(
+    site: Path, server: Server, fitted: fitting.Fitted, retrained: Path, tmp_path: Path
+) -> None:
+    tables = TABLES.replace("PLACE", str(site)).replace("ADDRESS", server.address)
+    hospital = Site.make(tmp_path / "hospital", tables=tables, routes=["ct"])
+    scans = (bytes([count]) + CT[1:] for count in range(256))  # the preamble is free: another scan of the same image
+
+    with GatewayProcess(hospital.config, environment={"OMP_NUM_THREADS": "1"}) as gateway:
+
+        def finding() -> pb.Finding:
+            with grpc.insecure_channel(gateway.addresses.grpc) as channel:
+                metadata = (("authorization", f"Bearer {hospital.tokens['reviewer']}"),)
+                request = pb.ProtectRequest(dicom=next(scans), route="ct")
+                reply = rpc.ProtectionGatewayStub(channel).Protect(request, metadata=metadata, timeout=100)
+            found = next(each for each in reply.findings if each.stage == "detection")
+            held = reply.disposition == pb.DISPOSITION_QUARANTINE
+            assert held == (found.outcome != "passed")
+            return found
+
+        def once_it_answers() -> pb.Finding:
+            seen: list[pb.Finding] = []
+            until(lambda: seen.append(finding()) or "AnswerError" not in seen[-1].detail)
+            return seen[-1]
+
+        examined = finding()
+        assert examined.outcome != "indeterminate"
+        assert set(dict(examined.p_values)) == set(json.loads(fitted.manifest)["detectors"])
+
+        server.kill()
+        away = finding()
+        assert (away.outcome, away.reason) == ("indeterminate", "detector_error")
+        assert "AnswerError" in away.detail
+
+        server.start(retrained)
+        another = once_it_answers()
+        assert (another.outcome, another.reason) == ("indeterminate", "detector_error")
+        assert "AnotherModelError" in another.detail
+
+        server.kill()
+        server.start(site / "model.onnx")
+        again = once_it_answers()
+        assert again.p_value == pytest.approx(examined.p_value)
