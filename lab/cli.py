@@ -176,6 +176,8 @@ def score(
     help="directory for report.json, report.md and report.html",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--threat-model", "threat_path", type=FILE, help="what must be withstood, TOML: says what is tried")
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="file for the outcome, JUnit XML")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def evaluate(
@@ -192,44 +194,41 @@ def evaluate(
     adaptive: bool,
     shifts: tuple[Path, ...],
     out: Path | None,
+    threat_path: Path | None,
+    junit: Path | None,
     seed: int,
     device: str,
     as_json: bool,
 ) -> None:
-    """Attack the model on test scans; report what each detector and the ensemble see."""
-    import torch
-
-    from detectors.artifact import MANIFEST
-    from gateway.profile import Profile
-    from lab.evaluation.attacks import ALL
-    from lab.evaluation.evaluate import evaluate as measured
-    from lab.evaluation.files import write
-    from lab.evaluation.grades import GRADES
-    from lab.progress import progress
+    """Attack the model on test scans; report what detectors see, and judge it by a threat model."""
+    from lab.evaluation.command import Given, Wanted, run
+    from lab.evaluation.threat import ThreatModel
 
     with _refusals():
-        with progress() as watch:
-            report = measured(
-                model_path.read_bytes(), Profile.load(profile_path), detectors, (detectors / MANIFEST).read_bytes(),
-                data_path, attacks=ALL if attacks == "all" else attacks.split(","), levels=_levels(eps),
-                grade=GRADES[grade_name].altered(images, steps), adaptive=adaptive, shifts=shifts,
-                seed=seed, device=torch.device(device),
-                watch=watch, keep=lambda found: None if out is None else write(found, out, data_path.stem),
-            )  # fmt: skip
-        if out is not None:
-            write(report, out, data_path.stem)
-    shown = json.dumps(report.document(), indent=2, allow_nan=False) if as_json else report.markdown(data_path.stem)
-    click.echo(shown)
+        threat = ThreatModel.load(threat_path) if threat_path is not None else None
+        if threat is not None:
+            _unsaid("--threat-model", "attacks", "eps", "adaptive", "grade_name")
+            wanted = Wanted.of_threat(threat)
+        else:
+            wanted = Wanted.of_words(attacks, eps, grade_name, adaptive=adaptive)
+        given = Given(
+            model_path, profile_path, detectors, data_path, shifts, out, junit, images, steps, seed, device
+        )  # fmt: skip
+        document, text = run(given, wanted, threat)
+    click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+    if threat is not None and not document["gate"]["passed"]:
+        sys.exit(FOUND_WANTING)
 
 
-def _levels(text: str) -> list[float]:
-    """Budgets with commas between; raises `DataError`."""
+def _unsaid(by: str, *names: str) -> None:
+    """Refuse options whose place another one takes; raises `DataError`."""
+    from click.core import ParameterSource
+
     from lab.data import DataError
 
-    try:
-        return [float(each) for each in text.split(",")]
-    except ValueError as error:
-        raise DataError(f"--eps: {text!r} is no list of numbers") from error
+    here = click.get_current_context()
+    if said := [each for each in names if here.get_parameter_source(each) is ParameterSource.COMMANDLINE]:
+        raise DataError(f"--{said[0].removesuffix('_name')}: {by} says what is tried")
 
 
 @main.command()

@@ -1,10 +1,11 @@
-"""What follows from several entries of a report together: the worst case of each scan, and whether an attack is done."""
+"""What entries of a report say together: the worst case of each scan, and whether an attack is done."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lab.evaluation.choices import LEVELS
 from lab.statistics import clopper_pearson
 
 LATE = 0.25
@@ -19,7 +20,7 @@ def worst_cases(attacks: Sequence[Document]) -> list[dict[str, Any]]:
     """For each budget, the scans that any attack of at most that budget gets misread and admitted.
 
     A scan is lost if one attack is enough: whoever has a budget may try them all, smaller budgets too. Attacks without
-    a budget of grey levels are not among them.
+    a budget of grey levels for every value are not among them.
 
     Args:
         attacks: entries of report.json.
@@ -28,7 +29,7 @@ def worst_cases(attacks: Sequence[Document]) -> list[dict[str, Any]]:
         By budget `eps`, `uninformed` without the attacker who holds the detectors, and `any` with him, each a rate with
         its interval or None where nobody was tried; `lost` are the places of the scans in the test split.
     """
-    sized = [each for each in attacks if each["eps"] is not None]
+    sized = [each for each in attacks if each["eps"] is not None and each["budget"] == LEVELS]
     rows = []
     for level in sorted({each["eps"] for each in sized}):
         within = [each for each in sized if each["eps"] <= level]

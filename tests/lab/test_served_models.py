@@ -126,9 +126,7 @@ def test_it_flags_attacks_and_few_clean_scans(fitted: fitting.Fitted) -> None:
     assert fitted.measured["fpr"]["ensemble"]["rate"] <= 0.1
 
 
-def test_score_asks_the_server_and_finds_what_the_fit_found(
-    site: Path, server: Server, fitted: fitting.Fitted
-) -> None:
+def test_score_asks_the_server_and_finds_what_the_fit_found(site: Path, server: Server, fitted: fitting.Fitted) -> None:
     result = score(site, server.url)
 
     assert result.exit_code == 0, result.output

@@ -19,6 +19,8 @@ from lab.evaluation.grades import Grade
 from lab.evaluation.page import page
 from lab.evaluation.report import Report
 
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "threat-model.toml"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Any:
@@ -63,7 +65,7 @@ def test_the_page_holds_the_figures_and_loads_nothing(report: dict[str, Any]) ->
     assert "who holds the detectors" in shown
     assert not re.search(r"https?:|<script|src=|@import|url\(", shown)
     for name in report["detectors"]:
-        assert f"<th>{name}</th>" in shown
+        assert f"<b>{name}</b>" in shown
 
 
 def test_the_page_says_so_where_no_informed_attacker_was_tried(report: dict[str, Any]) -> None:
@@ -100,6 +102,55 @@ def test_what_was_found_before_the_end_is_kept(site: Path, fitted: object, tmp_p
 def entry(report: dict[str, Any], name: str, eps: float | None) -> dict[str, Any]:
     (found,) = [each for each in report["attacks"] if each["name"] == name and each["eps"] == eps]
     return dict(found)
+
+
+def test_curves_are_told_at_the_same_thresholds_for_all(report: dict[str, Any]) -> None:
+    found, fprs = entry(report, "pgd", 8), report["roc_fpr"]
+
+    assert (fprs[0], fprs[-1]) == (0.0, 1.0)
+    for worth in (found["ensemble"], *found["detectors"].values()):
+        assert len(worth["roc"]) == len(fprs)
+        assert worth["roc"] == sorted(worth["roc"])
+        assert worth["roc"][-1] == 1.0
+    risk = found["risk_coverage"]["risk"]
+    assert risk == sorted(risk, reverse=True)
+    assert risk[0] <= found["success_rate_undefended"]
+
+
+def test_each_scan_that_evaded_is_named_by_its_place_and_lost_in_the_worst_case(report: dict[str, Any]) -> None:
+    for each in report["attacks"]:
+        assert len(each["evaded"]) == round(each["evasion"] * each["n_attacked"])
+    (worst,) = [row for row in report["worst_case"] if row["eps"] == 8]
+    assert set(entry(report, "adaptive", 8)["evaded"]) <= set(worst["lost"]) <= set(range(60))
+    assert worst["any"]["rate"] >= worst["uninformed"]["rate"]
+
+
+def test_only_the_informed_attacker_tells_his_curve(report: dict[str, Any]) -> None:
+    for each in report["attacks"]:
+        assert (each["convergence"] is not None) == (each["tier"] == "adaptive")
+    (start,) = entry(report, "adaptive", 8)["convergence"]["starts"]
+    assert len(start) == 11
+
+
+@pytest.mark.parametrize(("evasion", "code", "word"), [(1.0, 0, "passed"), (0.0, 1, "failed")])
+def test_a_threat_model_is_tried_judged_and_told_to_a_build_server(
+    site: Path, fitted: object, tmp_path: Path, evasion: float, code: int, word: str
+) -> None:
+    (tmp_path / "threat.toml").write_text(
+        'name = "ward"\ngrade = "quick"\n[clean]\nfalse_positive_rate_max = 0.2\naccuracy_min = 0.5\n'
+        f'[[attack]]\ntier = "oblivious"\nnames = ["fgsm"]\nbudgets = [8]\nevasion_max = {evasion}\n'
+    )
+    given = ("--threat-model", tmp_path / "threat.toml", "--junit", tmp_path / "gate.xml", "--out", tmp_path)
+
+    result = run(site, *given, "--images", "6", "--json")
+
+    assert result.exit_code == code, result.stderr
+    document = json.loads(result.stdout)
+    assert [(each["name"], each["eps"]) for each in document["attacks"]] == [("fgsm", 8)]
+    assert document["gate"]["checks"][-1]["outcome"] == word
+    assert json.loads((tmp_path / "report.json").read_text()) == document
+    assert ("<failure" in (tmp_path / "gate.xml").read_text()) == (code == 1)
+    assert f": {word}." in (tmp_path / "report.md").read_text()
 
 
 def test_it_holds_every_key_of_the_contract(report: dict[str, Any]) -> None:
@@ -177,6 +228,8 @@ def test_the_same_seed_gives_the_same_report(site: Path, fitted: object) -> None
         (("--attacks", "pgd,magic"), "no attack is called magic"),
         (("--eps", "2,-1"), "a number of grey levels above 0"),
         (("--eps", "two"), "no list of numbers"),
+        (("--junit", "gate.xml"), "nothing to pass or fail without --threat-model"),
+        (("--threat-model", str(EXAMPLE), "--eps", "2"), "--eps: --threat-model says what is tried"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_any_work(
