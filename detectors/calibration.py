@@ -6,12 +6,14 @@ source, P(p <= alpha) <= alpha. It promises nothing about attacked scans, which 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from enum import Enum, unique
 from itertools import accumulate
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detectors.errors import InputError, NotFittedError
 
@@ -33,16 +35,20 @@ class Guarantee(Enum):
 
 
 class TailCalibration:
-    """Rank among clean scores up to the 95th percentile, an exponential tail beyond."""
+    """Rank among clean scores up to the 95th percentile, an exponential tail beyond.
+
+    One of them, or several together, so that many detectors cost no more steps than one.
+    """
 
     def __init__(self, knots: Tensor, scale: Tensor) -> None:
         """Hold the fit.
 
         Args:
-            knots: (M,) increasing quantiles of the clean scores, evenly spaced in probability from 0 to 0.95.
-            scale: () mean excess of the clean scores over the last knot.
+            knots: (M,) increasing quantiles of the clean scores, evenly spaced in probability from 0 to 0.95; of D
+                detectors together (D, M).
+            scale: () mean excess of the clean scores over the last knot; (D, 1).
         """
-        if knots.ndim != 1 or len(knots) < 2 or not bool(torch.isfinite(knots).all()):
+        if knots.ndim not in (1, 2) or knots.shape[-1] < 2 or not bool(torch.isfinite(knots).all()):
             raise NotFittedError("a tail calibration needs at least two finite knots")
         self._knots, self._scale = knots, scale
 
@@ -60,19 +66,27 @@ class TailCalibration:
         scale = beyond.mean() if len(beyond) else spread / 20
         return cls(quantiles, scale.clamp_min(1e-6 * float(spread)))
 
+    @classmethod
+    def together(cls, tails: Sequence[Self]) -> Self:
+        """Those of several detectors, for scores (D, N); raises `NotFittedError` where they were fitted unlike."""
+        if len({tail._knots.shape for tail in tails}) != 1:
+            raise NotFittedError("tail calibrations of one ensemble need as many knots each")
+        return cls(torch.stack([tail._knots for tail in tails]), torch.stack([tail._scale for tail in tails])[:, None])
+
     def surprise(self, scores: Tensor) -> Tensor:
-        """Minus the logarithm of the p-value: (N,), at least 0, increasing; differentiable almost everywhere."""
+        """Minus the logarithm of the p-value: (N,), or (D, N); at least 0, increasing; differentiable almost
+        everywhere."""
         knots = self._knots.to(scores)
-        chances = torch.linspace(0, 1 - TAIL, len(knots), dtype=scores.dtype, device=scores.device)
-        right = torch.searchsorted(knots, scores.detach().contiguous()).clamp(1, len(knots) - 1)
-        low, high = knots[right - 1], knots[right]
+        count, last = knots.shape[-1], knots[..., -1:]
+        right = torch.searchsorted(knots, scores.detach().contiguous()).clamp(1, count - 1)
+        low, high = knots.gather(-1, right - 1), knots.gather(-1, right)
         share = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        body = -torch.log1p(-(chances[right - 1] + share * (chances[right] - chances[right - 1])))
-        tail = -math.log(TAIL) + (scores - knots[-1]).clamp_min(0) / self._scale.to(scores)
-        return torch.where(scores > knots[-1], tail, body)
+        body = -torch.log1p((right - 1 + share) * (-(1 - TAIL) / (count - 1)))
+        tail = -math.log(TAIL) + (scores - last).clamp_min(0) / self._scale.to(scores)
+        return torch.where(scores > last, tail, body)
 
     def p_value(self, scores: Tensor) -> Tensor:
-        """(N,) in (0, 1]; orders, does not promise."""
+        """As many, in (0, 1]; orders, does not promise."""
         return torch.exp(-self.surprise(scores))
 
     def state(self) -> dict[str, Tensor]:
@@ -177,6 +191,34 @@ class ConformalCalibration:
         """The fitted calibration again."""
         guarantee = Guarantee.CONFIDENT if bool(state["confident"]) else Guarantee.MARGINAL
         return cls(state["statistics"], state["table"], guarantee)
+
+
+class Promised:
+    """Conformal calibrations of several detectors, asked at once: as many steps as one alone takes."""
+
+    def __init__(self, calibrations: Mapping[str, ConformalCalibration]) -> None:
+        """`calibrations` by detector, at least one; their numbers of clean scans may differ."""
+        each = list(calibrations.values())
+        self._names = tuple(calibrations)
+        self._known = pad_sequence([c._statistics.double() for c in each], batch_first=True, padding_value=math.inf)
+        self._table = pad_sequence([c._table for c in each], batch_first=True, padding_value=1.0)
+        self._sizes = torch.tensor([[c.size] for c in each], device=self._known.device)
+
+    def p_values(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By detector (N,) float64 in (0, 1], as `ConformalCalibration.p_value` gives them.
+
+        Args:
+            statistics: by detector, (N,) each, where the calibrations lie.
+
+        Raises:
+            InputError: a statistic is not a number.
+        """
+        asked = torch.stack([statistics[name] for name in self._names]).detach().double()
+        if bool(torch.isnan(asked).any()):
+            raise InputError("a statistic is not a number")
+        smaller = torch.searchsorted(self._known, asked, side="left")
+        found = self._table.gather(1, self._sizes - smaller)
+        return dict(zip(self._names, found.unbind(), strict=True))
 
 
 def fewest(fpr: float, guarantee: Guarantee) -> int:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration
+from detectors.calibration import ConformalCalibration, Guarantee, Promised, TailCalibration
 from detectors.detector import Detector, ReportedOnly
 from detectors.errors import DetectorError, InputError, NotFittedError
 from detectors.mondrian import Claims, Mondrian
 from detectors.observation import Needs, Observation, union
-from detectors.probe import Probe, check_images
+from detectors.probe import Probe
 
 JOINED = "ensemble"
 """Under this name the joined statistic is calibrated, beside the detectors under theirs."""
@@ -98,6 +98,7 @@ class Ensemble:
         self.members = tuple(members)
         self.channels = tuple(channels)
         self.conformal = conformal
+        self._promised = Promised({member.detector.name: member.conformal for member in members} | {JOINED: conformal})
         staffed = {member.channel for member in self.members} - {None}
         if not self.channels or staffed != {channel.name for channel in self.channels}:
             raise NotFittedError("every channel needs a member, and every deciding member a channel")
@@ -138,18 +139,12 @@ class Ensemble:
             InputError: images that no detector may look at, or that may be of no calibrated category.
             DetectorError: a detector gave something that is no score.
         """
-        check_images(images)
         seen = self.probe.observe(images, self.needs, seeds=seeds)  # (1)
         with torch.no_grad():
-            scores = {member.detector.name: self._score(member, seen) for member in self.members}  # (2)
-            p_values = {
-                member.detector.name: self._p_value(
-                    member.detector.name, member.conformal, scores[member.detector.name], claims
-                )
-                for member in self.members
-            }
+            scores = _scores(self.members, seen)  # (2)
             statistic = join(self.members, self.channels, scores)  # (3)
-            p_value = self._p_value(JOINED, self.conformal, statistic, claims)
+            p_values = self._p_values(scores | {JOINED: statistic}, claims)
+        p_value = p_values.pop(JOINED)
         return Examination(seen.logits, seen.decision, scores, p_values, statistic, p_value)
 
     def statistic(self, seen: Observation) -> Tensor:
@@ -158,26 +153,16 @@ class Ensemble:
 
     def voices(self, seen: Observation) -> Tensor:
         """(channels, N): what each channel says of an observation; the statistic is the loudest; keeps the graph."""
-        scores = {m.detector.name: self._score(m, seen) for m in self.members if m.channel}
+        scores = _scores([member for member in self.members if member.channel], seen)
         return voices(self.members, self.channels, scores)
 
-    def _p_value(self, name: str, conformal: ConformalCalibration, statistics: Tensor, claims: Claims | None) -> Tensor:
+    def _p_values(self, statistics: Mapping[str, Tensor], claims: Claims | None) -> dict[str, Tensor]:
+        """By detector and under `JOINED`."""
         if self.mondrian is not None:
-            return self.mondrian.p_value(name, statistics, claims)
+            return {name: self.mondrian.p_value(name, values, claims) for name, values in statistics.items()}
         if claims is not None:
             raise InputError("the detectors are not calibrated by category")
-        return conformal.p_value(statistics)
-
-    def _score(self, member: Member, seen: Observation) -> Tensor:
-        """One member's scores, checked: what is not a number must not pass for calm."""
-        values = member.detector.score(seen).values
-        if values.shape != (len(seen.images),):
-            raise DetectorError(
-                f"{member.detector.name} gave {tuple(values.shape)} scores for {len(seen.images)} images"
-            )
-        if not bool(torch.isfinite(values).all()):
-            raise DetectorError(f"{member.detector.name} gave a score that is not finite")
-        return values
+        return self._promised.p_values(statistics)
 
 
 def join(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:
@@ -187,15 +172,26 @@ def join(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping
 
 def voices(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:
     """(channels, N): what each channel says, -log(p / weight)."""
-    return torch.stack(
-        [
-            channel.tail.surprise(loudest(members, channel.name, scores)) + math.log(channel.weight)
-            for channel in channels
-        ]
-    )
+    loud = torch.stack([loudest(members, channel.name, scores) for channel in channels])
+    weights = loud.new_tensor([math.log(channel.weight) for channel in channels])
+    return TailCalibration.together([channel.tail for channel in channels]).surprise(loud) + weights[:, None]
 
 
 def loudest(members: Sequence[Member], channel: str, scores: Mapping[str, Tensor]) -> Tensor:
     """(N,) the largest surprise of a channel's members."""
-    said = [member.tail.surprise(scores[member.detector.name]) for member in members if member.channel == channel]
-    return torch.stack(said).amax(0)
+    staff = [member for member in members if member.channel == channel]
+    tails = TailCalibration.together([member.tail for member in staff])
+    return tails.surprise(torch.stack([scores[member.detector.name] for member in staff])).amax(0)
+
+
+def _scores(members: Sequence[Member], seen: Observation) -> dict[str, Tensor]:
+    """By detector, (N,), checked: what is not a number must not pass for calm."""
+    scores = {member.detector.name: member.detector.score(seen).values for member in members}
+    for name, values in scores.items():
+        if values.shape != (len(seen.images),):
+            raise DetectorError(f"{name} gave {tuple(values.shape)} scores for {len(seen.images)} images")
+    finite = torch.isfinite(torch.stack(list(scores.values()))).all(1)
+    if not bool(finite.all()):
+        name = list(scores)[finite.tolist().index(False)]
+        raise DetectorError(f"{name} gave a score that is not finite")
+    return scores

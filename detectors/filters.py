@@ -1,8 +1,11 @@
-"""Linear and local smoothing in batched torch; borders repeat."""
+"""Linear and local smoothing in batched torch; borders repeat.
+
+Sums of shifted images, not convolutions: for a single channel those are five to ten times as slow on a CPU.
+"""
 
 import math
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -10,13 +13,11 @@ from torch.nn import functional
 def gaussian(images: Tensor, sigma: float) -> Tensor:
     """Smooth (N, C, H, W) images by a Gaussian of `sigma` pixels, cut at three of them."""
     radius = max(1, math.ceil(3 * sigma))
-    places = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (places / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    n, c, rows, columns = images.shape
-    flat = functional.pad(images.reshape(n * c, 1, rows, columns), (radius,) * 4, mode="replicate")
-    flat = functional.conv2d(functional.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
-    return flat.reshape(images.shape)
+    weights = [math.exp(-0.5 * (far / sigma) ** 2) for far in range(radius + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    kernel = [weight / total for weight in weights]
+    padded = functional.pad(images, (radius,) * 4, mode="replicate")
+    return _along(_along(padded, 2, kernel), 3, kernel)
 
 
 def wiener3(images: Tensor, noise: float) -> Tensor:
@@ -29,7 +30,23 @@ def wiener3(images: Tensor, noise: float) -> Tensor:
         noise: standard deviation of the noise, in their units.
     """
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
-    mean = functional.avg_pool2d(padded, 3, 1)
-    variance = (functional.avg_pool2d(padded.square(), 3, 1) - mean.square()).clamp_min(0)
+    mean = _mean3(padded)
+    variance = (_mean3(padded.square()) - mean.square()).clamp_min(0)
     gain = (variance - noise**2).clamp_min(0) / variance.clamp_min(noise**2)
     return mean + gain * (images - mean)
+
+
+def _mean3(padded: Tensor) -> Tensor:
+    """(N, C, H, W): the mean of 3 x 3 pixels, of images with a margin of one."""
+    return _along(_along(padded, 2, (1.0, 1.0)), 3, (1.0, 1.0)) / 9
+
+
+def _along(padded: Tensor, axis: int, kernel: Sequence[float]) -> Tensor:
+    """Correlate along one axis with a symmetric kernel, given from its middle outwards; uses up the margin."""
+    radius = len(kernel) - 1
+    length = padded.shape[axis] - 2 * radius
+    total = padded.narrow(axis, radius, length) * kernel[0]
+    for far, weight in enumerate(kernel[1:], 1):
+        pair = padded.narrow(axis, radius - far, length) + padded.narrow(axis, radius + far, length)
+        total = total.add_(pair, alpha=weight)
+    return total

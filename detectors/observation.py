@@ -95,14 +95,22 @@ class Span:
             raise InputError(f"the input range from {self.low} to {self.high} is empty")
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) as the model takes them, to 0 to 1."""
+        """(N, C, H, W) as the model takes them, to 0 to 1; themselves where that is no change."""
+        if self._unit:
+            return images
         low, high = self._ends(images)
         return (images - low) / (high - low)
 
     def from_unit(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) from 0 to 1, to what the model takes."""
+        """(N, C, H, W) from 0 to 1, to what the model takes; themselves where that is no change."""
+        if self._unit:
+            return images
         low, high = self._ends(images)
         return images * (high - low) + low
+
+    @property
+    def _unit(self) -> bool:
+        return not any(self.low) and all(high == 1 for high in self.high)
 
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.low).view(1, -1, 1, 1), like.new_tensor(self.high).view(1, -1, 1, 1)

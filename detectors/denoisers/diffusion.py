@@ -20,6 +20,7 @@ from detectors.denoisers.unet import UNet
 from detectors.denoisers.windowed import SPAN, read_span, spelled_span
 from detectors.errors import InputError, NotFittedError
 from detectors.filters import gaussian
+from detectors.models.folding import folded
 from detectors.observation import LEVEL, Span
 from detectors.precision import training
 
@@ -51,6 +52,7 @@ class Diffusion:
         if not SIGMA_MIN <= sigma <= SIGMA_MAX:
             raise InputError(f"{self.name}: sigma must be from {SIGMA_MIN:.3g} to {SIGMA_MAX:g}, not {sigma:g}")
         self._network = network.eval().requires_grad_(False)
+        self._run = folded(self._network)
         self._span, self._sigma = span, sigma
 
     @classmethod
@@ -97,7 +99,7 @@ class Diffusion:
     def restore(self, unit: Tensor) -> Tensor:
         """The scans behind noisy ones (N, C, H, W), 0 to 1 but for the noise."""
         sigma = unit.new_full((len(unit), 1, 1, 1), self._sigma)
-        noise: Tensor = self._network(unit, sigma)
+        noise: Tensor = self._run(unit, sigma)
         return (unit - sigma * noise).clamp(0, 1)
 
     def __call__(self, images: Tensor) -> Tensor:

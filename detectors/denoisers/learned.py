@@ -11,6 +11,7 @@ from detectors.denoisers.denoiser import check
 from detectors.denoisers.training import Goal, Progress, Restoration, closeness, train
 from detectors.denoisers.windowed import SPAN, read_span, spelled_span
 from detectors.errors import NotFittedError
+from detectors.models.folding import folded
 from detectors.observation import Span
 
 
@@ -23,6 +24,7 @@ class Learned(ABC):
 
     def __init__(self, network: nn.Module, span: Span) -> None:
         self._network = network.eval().requires_grad_(False)
+        self._run = folded(self._network)
         self._span = span
 
     @staticmethod
@@ -65,7 +67,7 @@ class Learned(ABC):
         """Denoise (N, C, H, W) images as the model takes them; computed in 32 bits."""
         check(images, len(self._span.low))
         unit = self._span.to_unit(images.float())
-        return self._span.from_unit(self._network(unit).clamp(0, 1)).to(images.dtype)
+        return self._span.from_unit(self._run(unit).clamp(0, 1)).to(images.dtype)
 
     def state(self) -> dict[str, Tensor]:
         """The network's weights, and the span (2, C) of its images."""

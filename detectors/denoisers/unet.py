@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from detectors.denoisers.dncnn import silent, with_detail
 from detectors.denoisers.learned import Learned
+from detectors.models.folding import lay_out
 from detectors.observation import LEVEL
 
 WIDTH = 16
@@ -43,7 +44,7 @@ class UNet(nn.Module):
         self.coarse = _stage(2 * width, 4 * width, 2)
         self.up_middle, self.up_fine = _stage(6 * width, 2 * width, 1), _stage(3 * width, width, 1)
         self.last = silent(nn.Conv2d(width, 4 * outputs, 3, 1, 1))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(self)
 
     def forward(self, planes: Tensor) -> Tensor:
         """(N, planes, H, W) to (N, outputs, H, W); of any size."""

@@ -5,6 +5,7 @@ project's recipe only; no paper is claimed. Limits: blind to attacks that do not
 Square), and an informed attacker puts it into his loss; so it has a channel of its own, with the smaller share.
 """
 
+import math
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Self
@@ -18,6 +19,7 @@ from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
 from detectors.filters import gaussian, wiener3
 from detectors.material import Material
+from detectors.models.folding import folded
 from detectors.observation import LEVEL, Needs, Observation, Signal
 from detectors.precision import training
 
@@ -38,6 +40,7 @@ class GradientResidual:
 
     def __init__(self, network: "_Network") -> None:
         self._network = network.eval().requires_grad_(False)
+        self._run = folded(self._network)
 
     @classmethod
     def fit(cls, material: Material) -> Self:
@@ -113,7 +116,8 @@ class GradientResidual:
         """
         if seen.input_gradient is None:
             raise NotFittedError(self.name)
-        return Score(self.name, self._network(views_of(seen.images, seen.input_gradient)))
+        views = views_of(seen.images, seen.input_gradient)
+        return Score(self.name, self._run(views.contiguous(memory_format=torch.channels_last)))
 
     def state(self) -> dict[str, Tensor]:
         """The network's weights and running statistics."""
@@ -154,15 +158,14 @@ class _Network(nn.Module):
 
 def views_of(images: Tensor, gradients: Tensor) -> Tensor:
     """(N, 7, H, W): three residuals, the gradient, and three products; colour is averaged away."""
-    grey = images.mean(1, keepdim=True)
-    slope = gradients.mean(1, keepdim=True)
+    grey, slope = (each if each.shape[1] == 1 else each.mean(1, keepdim=True) for each in (images, gradients))
 
     def sharp(smooth: Tensor) -> Tensor:
         return ((grey - smooth) * _RESIDUAL_GAIN).clamp(-_RESIDUAL_LIMIT, _RESIDUAL_LIMIT)
 
     def bounded(values: Tensor) -> Tensor:
-        size = values.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(torch.finfo(values.dtype).tiny)
-        return torch.tanh(2 * values / size)
+        size = torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True) / math.sqrt(values[0].numel())
+        return torch.tanh(values * (2 / size.clamp_min(torch.finfo(values.dtype).tiny)))
 
     r1, r2, r3 = sharp(median3(grey)), sharp(gaussian(grey, 1.0)), sharp(wiener3(grey, 3 * LEVEL))
     t, wide = bounded(slope), bounded(gaussian(slope, 0.8))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import detectors.models.spatial  # noqa: F401 - enters its operators into the table
 from detectors.errors import ConversionError, InputError
+from detectors.models.folding import lay_out
 from detectors.models.operators import HANDLERS, Node, numbers
 from detectors.models.taps import default_taps
 
@@ -65,10 +66,7 @@ class Reference(nn.Module):
         self._spent = self._last_uses()
         self.tap_names = default_taps(self._nodes, self.input_name, self._constants)
         self.eval().requires_grad_(False)
-        for tensor in (*self.parameters(), *self.buffers()):
-            if tensor.ndim == 4:
-                # convolutions on CPU and GPU run faster on channels-last weights, and the layout spreads from them
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        lay_out(self)
 
     @classmethod
     def from_onnx(cls, model: bytes, output: str | None = None) -> "Reference":

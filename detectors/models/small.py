@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.errors import NotFittedError
+from detectors.models.folding import lay_out
 from detectors.models.outputs import Task
 
 _DEPTHS = (2, 2, 2, 1)
@@ -38,7 +39,7 @@ class SmallTwin(nn.Module):
         else:
             self.head = nn.Linear(before, classes)
         self._task = task
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, in the form that the task has them."""

@@ -18,12 +18,13 @@ class Rotation:
 
     def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Turn (N, C, H, W) images."""
-        n, _, rows, columns = images.shape
+        rows, columns = images.shape[2:]
         cosine, sine = math.cos(self._angle), math.sin(self._angle)
         # affine_grid speaks in units of half the width and half the height: a true turn of an oblong needs the ratio
         turn = images.new_tensor([[cosine, -sine * rows / columns, 0], [sine * columns / rows, cosine, 0]])
-        grid = functional.affine_grid(turn.expand(n, 2, 3), list(images.shape), align_corners=False)
-        return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        planes = images.reshape(1, -1, rows, columns)  # all turn alike: as channels of one image they share the grid
+        grid = functional.affine_grid(turn[None], list(planes.shape), align_corners=False)
+        return functional.grid_sample(planes, grid, padding_mode="border", align_corners=False).reshape(images.shape)
 
 
 class PixelShift:

@@ -14,6 +14,9 @@ _LUMINANCE = (
     14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
+_TIE = 1e-3
+"""In steps of the table, what a coefficient is lowered by before it is rounded. Of an 8-bit image many lie halfway
+between two steps; without it, rounding errors would decide, which are others on every device and for every batch."""
 
 
 class Jpeg:
@@ -33,8 +36,10 @@ class Jpeg:
         self.name = f"jpeg{quality}"
         scale = 5000 / quality if quality < 50 else 200 - 2 * quality
         table = torch.tensor(_LUMINANCE, dtype=torch.float32)
-        self._table = torch.clamp(torch.floor((table * scale + 50) / 100), 1, 255).view(1, 64, 1, 1)
-        self._basis = _cosines()
+        self.table = torch.clamp(torch.floor((table * scale + 50) / 100), 1, 255)
+        """(64,) steps of the coefficients, in row-major order of frequency."""
+        self._forward = _cosines().T / self.table  # pixels of a block to coefficients in those steps, and back
+        self._back = _cosines() * self.table[:, None]
 
     def __call__(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Quantise (N, C, H, W) images; the gradient passes unchanged."""
@@ -43,19 +48,19 @@ class Jpeg:
         return images + (quantised - images).detach()
 
     def _quantise(self, images: Tensor) -> Tensor:
-        n, c, rows, columns = images.shape
-        levels = images.reshape(n * c, 1, rows, columns) / LEVEL - 128
-        levels = functional.pad(levels, (0, -columns % 8, 0, -rows % 8), mode="replicate")
-        basis, table = self._basis.to(images), self._table.to(images)
-        coefficients = functional.conv2d(levels, basis, stride=8)
-        coefficients = torch.round(coefficients / table) * table
-        levels = functional.conv_transpose2d(coefficients, basis, stride=8)[..., :rows, :columns]
-        return torch.clamp((levels + 128) * LEVEL, 0, 1).reshape(images.shape)
+        rows, columns = images.shape[2:]
+        levels = functional.pad(images / LEVEL - 128, (0, -columns % 8, 0, -rows % 8), mode="replicate")
+        down, across = levels.shape[2] // 8, levels.shape[3] // 8
+        blocks = levels.reshape(-1, down, 8, across, 8).transpose(2, 3).reshape(-1, 64)
+        steps = torch.round(blocks @ self._forward.to(images) - _TIE)
+        blocks = (steps @ self._back.to(images)).view(-1, down, across, 8, 8)
+        levels = blocks.transpose(2, 3).reshape(levels.shape)[..., :rows, :columns]
+        return torch.clamp((levels + 128) * LEVEL, 0, 1)
 
 
 def _cosines() -> Tensor:
-    """The 64 orthonormal cosine patterns of an 8 x 8 block, (64, 1, 8, 8), in row-major order of frequency."""
+    """The 64 orthonormal cosine patterns of an 8 x 8 block, (64, 64) float64, in row-major order of frequency."""
     places = torch.arange(8, dtype=torch.float64)
     one = torch.cos(math.pi * places[:, None] * (2 * places[None, :] + 1) / 16) / 2
     one[0] /= math.sqrt(2)
-    return torch.einsum("ui,vj->uvij", one, one).reshape(64, 1, 8, 8).float()
+    return torch.einsum("ui,vj->uvij", one, one).reshape(64, 64)
