@@ -13,11 +13,9 @@ from torch.nn import functional
 def gaussian(images: Tensor, sigma: float) -> Tensor:
     """Smooth (N, C, H, W) images by a Gaussian of `sigma` pixels, cut at three of them."""
     radius = max(1, math.ceil(3 * sigma))
-    weights = [math.exp(-0.5 * (far / sigma) ** 2) for far in range(radius + 1)]
-    total = weights[0] + 2 * sum(weights[1:])
-    kernel = [weight / total for weight in weights]
+    kernel = gaussian_kernel(sigma, radius)
     padded = functional.pad(images, (radius,) * 4, mode="replicate")
-    return _along(_along(padded, 2, kernel), 3, kernel)
+    return along(along(padded, 2, kernel), 3, kernel)
 
 
 def wiener3(images: Tensor, noise: float) -> Tensor:
@@ -38,11 +36,18 @@ def wiener3(images: Tensor, noise: float) -> Tensor:
 
 def _mean3(padded: Tensor) -> Tensor:
     """(N, C, H, W): the mean of 3 x 3 pixels, of images with a margin of one."""
-    return _along(_along(padded, 2, (1.0, 1.0)), 3, (1.0, 1.0)) / 9
+    return along(along(padded, 2, (1.0, 1.0)), 3, (1.0, 1.0)) / 9
 
 
-def _along(padded: Tensor, axis: int, kernel: Sequence[float]) -> Tensor:
-    """Correlate along one axis with a symmetric kernel, given from its middle outwards; uses up the margin."""
+def gaussian_kernel(sigma: float, radius: int) -> list[float]:
+    """A Gaussian of `sigma` pixels from its middle outwards, cut at `radius`; the whole of it sums to 1."""
+    weights = [math.exp(-0.5 * (far / sigma) ** 2) for far in range(radius + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    return [weight / total for weight in weights]
+
+
+def along(padded: Tensor, axis: int, kernel: Sequence[float]) -> Tensor:
+    """Correlate along one axis with a symmetric kernel, given from its middle outwards; the margin is used up."""
     radius = len(kernel) - 1
     length = padded.shape[axis] - 2 * radius
     total = padded.narrow(axis, radius, length) * kernel[0]

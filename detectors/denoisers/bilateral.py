@@ -7,7 +7,6 @@ it (Athalye et al. 2018, arXiv:1802.00420; He et al. 2017, arXiv:1706.04701, for
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,8 +32,8 @@ class Bilateral(Windowed):
         padded = functional.pad(unit, (self.radius,) * 4, mode="replicate")
 
         def alike(i: int, j: int, here: Place, there: Place) -> Tensor:
-            apart = (padded[here] - padded[there]).square().sum(1, keepdim=True)
+            apart = (padded[here] - padded[there]).square_().sum(1, keepdim=True)
             far = (i * i + j * j) / self.sigma_pixels**2
-            return torch.exp(apart * (-0.5 / (self.sigma_levels * LEVEL) ** 2) - 0.5 * far)
+            return apart.mul_(-0.5 / (self.sigma_levels * LEVEL) ** 2).sub_(0.5 * far).exp_()
 
         return weighted_mean(padded, self.radius, alike)

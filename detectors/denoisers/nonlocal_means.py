@@ -5,15 +5,14 @@ arXiv:1704.01155. Limits: where nothing in the window looks alike, nothing is re
 differentiates through it breaks it (Athalye et al. 2018, arXiv:1802.00420).
 """
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from detectors.denoisers.pairs import Place, weighted_mean
 from detectors.denoisers.windowed import Windowed
+from detectors.filters import along, gaussian_kernel
 from detectors.observation import LEVEL
 
 
@@ -33,20 +32,11 @@ class NonLocalMeans(Windowed):
         """Filter (N, C, H, W) images; borders repeat."""
         patch = self.patch_radius
         padded = functional.pad(unit, (self.search_radius + patch,) * 4, mode="replicate")
+        kernel = gaussian_kernel(patch / 2, patch)
         decay = -1 / (self.strength_levels * LEVEL) ** 2
 
         def alike(_i: int, _j: int, here: Place, there: Place) -> Tensor:
-            apart = (padded[here] - padded[there]).square().mean(1, keepdim=True)
-            return torch.exp(_blurred(_blurred(apart, 2, patch), 3, patch) * decay)
+            apart = (padded[here] - padded[there]).square_().mean(1, keepdim=True)
+            return along(along(apart, 2, kernel), 3, kernel).mul_(decay).exp_()
 
         return weighted_mean(padded[..., patch:-patch, patch:-patch], self.search_radius, alike)
-
-
-def _blurred(values: Tensor, axis: int, radius: int) -> Tensor:
-    """Values under a Gaussian along an axis, without the `radius` at either end, where it would not fit."""
-    weights = [math.exp(-2 * (place / radius) ** 2) for place in range(-radius, radius + 1)]
-    length = values.shape[axis] - 2 * radius
-    total = values.narrow(axis, 0, length) * (weights[0] / sum(weights))
-    for place in range(1, 2 * radius + 1):
-        total = torch.add(total, values.narrow(axis, place, length), alpha=weights[place] / sum(weights))
-    return total

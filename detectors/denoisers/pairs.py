@@ -30,8 +30,8 @@ def weighted_mean(images: Tensor, reach: int, alike: Alike) -> Tensor:
             here: Place = (..., slice(None, -i or None), slice(max(0, -j), -max(0, j) or None))
             there: Place = (..., slice(i, None), slice(max(0, j), -max(0, -j) or None))
             weight = alike(i, j, here, there)
-            total[here] += weight * images[there]
-            total[there] += weight * images[here]
+            total[here].addcmul_(weight, images[there])
+            total[there].addcmul_(weight, images[here])
             weights[here] += weight
             weights[there] += weight
     middle = (..., slice(reach, -reach), slice(reach, -reach))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from detectors.denoisers.windowed import Windowed
 from detectors.observation import LEVEL
@@ -30,25 +31,24 @@ class TotalVariation(Windowed):
         """Solve for (N, C, H, W) images."""
         weight, tau, sigma = self.weight_levels * LEVEL, 0.25, 0.5  # tau sigma <= 1 / 8, the gradient's norm squared
         image = ahead = unit
-        down, across = torch.zeros_like(unit), torch.zeros_like(unit)
+        down, across = torch.zeros_like(unit), torch.zeros_like(unit)  # in units of the weight
         for _ in range(self.iterations):
             rise, run = _gradient(ahead)
-            down, across = down + sigma * rise, across + sigma * run
-            shrink = ((down.square() + across.square()) / weight**2).clamp_min(1).rsqrt()
+            down, across = torch.add(down, rise, alpha=sigma / weight), torch.add(across, run, alpha=sigma / weight)
+            shrink = torch.addcmul(down.square(), across, across).clamp_min(1).rsqrt()
             down, across = down * shrink, across * shrink
-            before, image = image, (image + tau * (_divergence(down, across) + unit)) / (1 + tau)
+            wanted = torch.add(unit, _divergence(down, across), alpha=weight)
+            before, image = image, torch.lerp(image, wanted, tau / (1 + tau))
             theta = 1 / math.sqrt(1 + 2 * tau)
             tau, sigma = tau * theta, sigma / theta
-            ahead = image + theta * (image - before)
+            ahead = torch.lerp(before, image, 1 + theta)
         return image
 
 
 def _gradient(images: Tensor) -> tuple[Tensor, Tensor]:
     """Differences to the next row and to the next column, none at the last; each (N, C, H, W)."""
-    down, across = torch.zeros_like(images), torch.zeros_like(images)
-    down[..., :-1, :] = images.diff(dim=2)
-    across[..., :-1] = images.diff(dim=3)
-    return down, across
+    padded = functional.pad(images, (0, 1, 0, 1), mode="replicate")
+    return padded[..., 1:, :-1] - images, padded[..., :-1, 1:] - images
 
 
 def _divergence(down: Tensor, across: Tensor) -> Tensor:
