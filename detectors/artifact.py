@@ -122,7 +122,7 @@ class Artefact:
             directory: made if missing; files of an earlier fit are replaced.
             ensemble: the fitted detectors.
             denoisers: by name; the image of the first is the one that goes on.
-            facts: the manifest's entries on model, profile, data and counts.
+            facts: the manifest's entries on model, profile, data and counts, and any that a reader may do without.
 
         Returns:
             The bytes of the manifest, which the caller signs.
@@ -147,7 +147,7 @@ class Artefact:
             detectors[member.detector.name] = entry | {"weight": weights.get(member.channel or "", 0.0)}
         manifest = {
             "schema": SCHEMA,
-            **{name: facts[name] for name in (*_FACTS, REMOTE) if name in facts},
+            **facts,
             "guarantee": ensemble.guarantee.value,
             **_taxonomy(ensemble),
             "detectors": detectors,

@@ -8,17 +8,21 @@ prove: attributions can themselves be steered by an attacker (Ghorbani et al. 20
 ever decided by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from detectors.denoisers.denoiser import Denoiser
+from detectors.denoisers.median import Median
 from detectors.errors import InputError
 from detectors.filters import gaussian
 from detectors.observation import Needs
 from detectors.probe import Probe
 
+USUAL_SCANS, USUAL_SHARE = 32, 0.95
+"""Clean scans by which a fit finds how bright a map usually gets, and the share of them that stays below."""
 SMOOTHING = 1 / 64
 """Standard deviation of the smoothing, as a share of the longer side: two pixels of 128."""
 CELLS = 8
@@ -71,6 +75,31 @@ def between(probe: Probe, images: Tensor, denoised: Tensor) -> Tensor:
         return seen.lead_in(probe.logits(probe.reference(span.from_unit(unit))))
 
     return disagreement(lead, span.to_unit(images), span.to_unit(denoised), gradients=probe.reference.gradients)
+
+
+def drawn(probe: Probe, images: Tensor, denoisers: Mapping[str, Denoiser]) -> Tensor:
+    """The map that people are shown: against what the first denoiser makes of the images; the median where none is.
+
+    Args:
+        probe: over the protected model.
+        images: (N, C, H, W) float32, as the model takes them.
+        denoisers: of the artefact, in its order.
+
+    Returns:
+        (N, H, W), as `disagreement` gives it.
+    """
+    with torch.no_grad():
+        denoised = next(iter(denoisers.values()), Median())(images)
+    return between(probe, images, denoised)
+
+
+def usual(probe: Probe, images: Tensor, denoisers: Mapping[str, Denoiser]) -> float:
+    """How bright the brightest place of a clean scan's map gets; of twenty clean scans nineteen stay below.
+
+    Every map has a brightest place. Only beside this number does it say whether that is bright at all.
+    """
+    peaks = drawn(probe, images[:USUAL_SCANS].to(probe.device), denoisers).amax((1, 2))
+    return float(peaks.quantile(USUAL_SHARE))
 
 
 def _attributed(lead: Lead, images: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Probe:
         Raises:
             InputError: shape, type or values that no detector may look at, or no seeds where something draws.
         """
-        check_images(images)
+        check_images(images, self.device)
         expected = (len(self.span.low), *self.size)
         if images.shape[1:] != expected:
             raise InputError(f"images are {tuple(images.shape[1:])}, the model takes {expected}")
@@ -143,16 +143,24 @@ class Probe:
         return logits, features
 
 
-def check_images(images: Tensor) -> None:
+def check_images(images: Tensor, device: torch.device) -> None:
     """Refuse what no detector may look at.
+
+    Args:
+        images: should be (N, C, H, W) float32, finite, on the device.
+        device: where the models lie.
 
     Raises:
         InputError: says what is wrong.
     """
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a tensor, not {type(images).__name__}")
     if images.ndim != 4 or 0 in images.shape:
         raise InputError(f"images must be (N, C, H, W) with no empty axis, not {tuple(images.shape)}")
     if images.dtype != torch.float32:
         raise InputError(f"images must be float32, not {images.dtype}")
+    if images.device != device:
+        raise InputError(f"the images lie on {images.device}, the models on {device}")
     # a sum is ten times as quick to look at; one of finite values may overflow, so only a finite sum settles it
     if not bool(torch.isfinite(images.sum())) and not bool(torch.isfinite(images).all()):
         raise InputError("an image has values that are not finite")

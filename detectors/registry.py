@@ -6,7 +6,6 @@ from importlib.metadata import entry_points
 
 from detectors.detector import Method
 from detectors.errors import ArtefactError
-from detectors.methods.bias_field import BiasField
 from detectors.methods.block_agreement import BlockAgreement
 from detectors.methods.explanation import BY_GRADIENT, BY_OCCLUSION
 from detectors.methods.explanation_autoencoder import ExplanationAutoencoder
@@ -21,7 +20,7 @@ from detectors.methods.medrdf import RobustMetric
 from detectors.methods.mgm import ClassGaussian
 from detectors.methods.ml_loo import LeaveOneOut
 from detectors.methods.neighbourhood import Neighbourhood
-from detectors.methods.noise_residual import NoiseResidual
+from detectors.methods.provenance import BIAS_FIELD, NOISE_RESIDUAL
 from detectors.methods.shifts import PredictionShift
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, TwinDisagreement
 from detectors.methods.uad import FeatureDensity
@@ -53,8 +52,8 @@ _ASKED_FOR: tuple[Method, ...] = (
     BY_OCCLUSION,
     ExplanationAutoencoder,
     LeaveOneOut,
-    NoiseResidual,
-    BiasField,
+    NOISE_RESIDUAL,
+    BIAS_FIELD,
 )
 OURS: Mapping[str, Method] = {method.name: method for method in (*_FITTED, *_ASKED_FOR)}
 DEFAULT = tuple(method.name for method in _FITTED)

@@ -3,15 +3,23 @@
 import re
 from dataclasses import replace
 
+import onnx
 import safetensors.torch
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor
+from torch.nn import functional
 
 from detectors.detector import Detector, Method
 from detectors.errors import DetectorError, InputError
 from detectors.material import Material
-from detectors.observation import Signal
-from detectors.probe import Probe
+from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
+from detectors.models.outputs import Activation, margin
+from detectors.models.reference import Reference
+from detectors.models.small import SmallTwin
+from detectors.observation import LEVEL, Signal, Span
+from detectors.perturb import ascend
+from detectors.probe import Probe, Twin
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 """What a detector may be called: its file in an artefact carries its name."""
@@ -101,6 +109,67 @@ def check_detector(method: Method, detector: Detector, probe: Probe, *, draw: in
     repeated = again.score(probe.observe(images, again.needs, seeds=seeds)).values
     if again.name != detector.name or not torch.equal(repeated, whole.values):
         raise DetectorError(f"{detector.name} is not the same after its state was saved")
+
+
+def small_material(scans: int = 120, seed: int = 0) -> Material:
+    """Material to check a method on where there is no model and no data set; takes a second.
+
+    A small untrained network, read from a file as a protected model is, two twins of it that nobody hardened, and noise
+    for scans. What detectors say of it means nothing; whether they keep their promises can be seen.
+
+    Args:
+        scans: clean ones, 32 x 32, grey; attacks are as many or fewer, since only successful ones are kept.
+        seed: of the network and of everything that is drawn.
+    """
+    draw, span, size = torch.Generator().manual_seed(seed), Span((-1.0,), (1.0,)), (32, 32)
+    clean = (torch.rand(scans, 1, *size, generator=draw) * 255).round() * LEVEL
+    reference = Reference.from_onnx(_untrained(span.from_unit(clean), draw))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        small = SmallTwin(1, 3, width=4).eval().requires_grad_(False)
+    twins: dict[str, Twin] = {COPIED_TWIN: CopiedTwin(reference, Activation.NONE, span).eval(), SMALL_TWIN: small}
+    probe = Probe(reference, twins, reference.tap_names, activation=Activation.NONE, span=span, size=size)
+
+    def answers(unit: Tensor) -> Tensor:
+        return probe.logits(reference(span.from_unit(unit)))
+
+    with torch.no_grad():
+        decided = answers(clean).argmax(1)
+    attacked = ascend(
+        clean, lambda unit: -margin(answers(unit), decided), eps=8 * LEVEL, steps=5, size=2 * LEVEL, low=0.0, high=1.0,
+        generator=None,
+    )  # fmt: skip
+    with torch.no_grad():
+        sources = (answers(attacked).argmax(1) != decided).nonzero()[:, 0]
+    return Material(clean, clean * 0.98, attacked[sources], sources, probe, seed)
+
+
+def _untrained(images: Tensor, draw: torch.Generator) -> bytes:
+    """An ONNX file: two convolutions, their mean, and three classes between which these images lie."""
+    first, second = (
+        torch.randn(out, into, 3, 3, generator=draw) / (9 * into) ** 0.5 for out, into in ((8, 1), (12, 8))
+    )
+    deep = torch.relu(functional.conv2d(torch.relu(functional.conv2d(images, first, stride=2)), second, stride=2))
+    found = deep.mean((2, 3))
+    head = torch.randn(3, 12, generator=draw) / found.std(0).clamp_min(1e-6)
+    weights = {"first": first, "second": second, "head": head, "bias": -(head @ found.mean(0))}
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["a"], strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "second"], ["c"], strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
+        helper.make_node("Flatten", ["e"], ["f"]),
+        helper.make_node("Gemm", ["f", "head", "bias"], ["answer"], transB=1),
+    ]
+    shapes = {"image": ["n", *images.shape[1:]], "answer": ["n", 3]}
+    given, wanted = (
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name, shape in shapes.items()
+    )
+    held = [numpy_helper.from_array(value.numpy(), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "untrained", given, wanted, held)
+    made: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    return made
 
 
 def _filed(detector: Detector) -> dict[str, Tensor]:

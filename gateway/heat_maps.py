@@ -112,7 +112,8 @@ class Easel:
             stored = torch.from_numpy(frames[heat.frame].astype(np.float32)[np.newaxis])
             plane = shown(stored, rendering, self.profile)[0, 0].numpy()
             values = heat.values[place_of((plane.shape[0], plane.shape[1]), aspect, self.profile)]
-        return overlay(plane, values, aspect=aspect, note=_note(held, heat, len(image.pixels)))  # (3)
+        note = _note(held, heat, len(image.pixels))
+        return overlay(plane, values, aspect=aspect, usual=heat.usual, note=note)  # (3)
 
     def _explained(self, image: Image, deadline: Deadline) -> HeatMap:
         return self.engine.explain(image, deadline).result(timeout=deadline.remaining())
@@ -244,5 +245,5 @@ def _note(held: Held, heat: HeatMap, frames: int) -> str:
     if frames > 1:
         parts.append(f"frame {heat.frame + 1} of {frames}")
     if finding is not None:
-        parts.append(f"p {finding.p_value:.2g}")
+        parts.append(f"p {finding.p_value:.2g}: so large a share of clean scans looks as suspicious")
     return "; ".join(parts)

@@ -188,8 +188,10 @@ def _npz_images(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.uin
     images = arrays.get(f"{name}_images")
     if images is None or not len(images):
         return None
-    if images.dtype != np.uint8 or images.ndim != 3:
+    if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape:
         raise DataError(f"{name}_images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+    if len(blank := np.flatnonzero(images.min((1, 2)) == images.max((1, 2)))):
+        raise DataError(f"{name}_images: {len(blank)} have one value everywhere, the first is number {blank[0]}")
     return images
 
 
@@ -282,7 +284,10 @@ def _rendered(
     try:
         view = VerifiedView.of_unsigned(read(content))
         frames = decode(view, decoder)
-        frame = torch.from_numpy(frames[len(frames) // 2].astype(np.float32))
+        middle = frames[len(frames) // 2]
+        if middle.min() == middle.max():
+            raise DataError(f"{name}: has one value everywhere")
+        frame = torch.from_numpy(middle.astype(np.float32))
         image = render(frame[None], Rendering.of(view, profile), profile)[0]
         return image, {each: view.text(tag) for each, tag in {"patient": _PATIENT_ID, **HEADER_TAGS}.items()}
     except (DicomError, UnexaminableError) as error:

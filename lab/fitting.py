@@ -19,6 +19,7 @@ from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
 from detectors.ensemble import GRADIENT, JOINED, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
 from detectors.errors import ConversionError
+from detectors.heat import usual
 from detectors.material import Material
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
@@ -103,8 +104,7 @@ def fit(
 ) -> Fitted:
     """Fit every detector, calibrate, measure and write the artefact.
 
-    (1) rebuild the model, and compare the rebuilt one with its own runtime on real scans; what cannot be rebuilt
-        only answers, and a small network taught by its answers lends attacks its gradient
+    (1) rebuild the model and compare it with its own runtime; one that only answers borrows a small network's gradient
     (2) harden two twins, without labels
     (3) simulate attacks; fit the detectors, and the denoisers
     (4) on A: fit what must not see what the twins saw, and every tail
@@ -141,8 +141,7 @@ def fit(
         guide = surrogate(bench.probe({}), parts.fit.images, seed=seed + 20, watch=watch)
         bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
-    twins = bench.twins(parts.fit.images, recipes)  # (2)
-    probe = bench.probe(twins)
+    probe = bench.probe(bench.twins(parts.fit.images, recipes))  # (2)
     material = bench.material(probe, parts.fit.images)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
     restorers = make(bench, denoisers, parts.fit.images)
@@ -152,7 +151,7 @@ def fit(
     ensemble = _promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     worths = bench.worth(ensemble, parts.a.images, fpr)
-    facts = _facts(model, profile, parts, fpr, apart, measured, worths) | {"gradients": reference.gradients}
+    facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths)
     manifest = Artefact.write(out, ensemble, restorers, facts | _served(out, model, ask))  # (7)
     put(out, manifest, key)
     return Fitted(ensemble, restorers, manifest, measured, answers_only, worths)
@@ -279,6 +278,8 @@ def _facts(
     parts: Parts,
     fpr: float,
     apart: float | None,
+    ensemble: Ensemble,
+    denoisers: Mapping[str, Denoiser],
     measured: Mapping[str, Any],
     worths: Mapping[str, Worth],
 ) -> dict[str, Any]:
@@ -295,6 +296,8 @@ def _facts(
         "n_b": len(parts.b),
         "fpr": fpr,
         "precision": "float32",
+        "gradients": ensemble.probe.reference.gradients,
         "conversion_max_abs_diff": apart,
+        "heat_usual": usual(ensemble.probe, parts.b.images, denoisers),
         "measured": {**measured, "members": {name: asdict(each) for name, each in worths.items()}},
     }

@@ -18,7 +18,7 @@ Lesson = Callable[[Tensor, torch.Generator], Tensor]
 Progress = Callable[[float], None]
 Window = tuple[EllipsisType, slice, slice]
 
-_EPOCHS, _BATCH, _PEAK, _STEPS_MIN = 8, 32, 2e-3, 150
+_EPOCHS, _BATCH, _PEAK, _STEPS_MIN = 20, 32, 2e-3, 300
 _CROP, _NOISE_LEVELS = 64, 4.0
 
 

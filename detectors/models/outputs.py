@@ -82,11 +82,15 @@ def margin(logits: Tensor, decision: Tensor, task: Task = Task.MULTICLASS) -> Te
     assert logits.ndim == task.axes
     if task is Task.MULTILABEL:
         return torch.where(decision, logits, -logits).amin(1)
-    assert logits.shape[1] >= 2
-    chosen = logits.gather(1, decision[:, None])[:, 0]
-    others = logits.scatter(1, decision[:, None], -torch.inf).amax(1)
-    lead = chosen - others
+    lead = leads(logits, decision)
     return lead.flatten(1).mean(1) if task is Task.SEGMENTATION else lead
+
+
+def leads(logits: Tensor, classes: Tensor) -> Tensor:
+    """(N, ...) by how much each class leads the best of the others, from (N, K, ...) logits with K at least 2."""
+    assert logits.shape[1] >= 2
+    chosen = logits.gather(1, classes[:, None])[:, 0]
+    return chosen - logits.scatter(1, classes[:, None], -torch.inf).amax(1)
 
 
 def agreement(decision: Tensor, other: Tensor, task: Task = Task.MULTICLASS) -> Tensor:

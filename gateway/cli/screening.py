@@ -49,27 +49,28 @@ def screen(
     """
     found = [files_in(path) for path in paths]
     files, skipped = [file for scans, _ in found for file in scans], sum(count for _, count in found)
-    if not files:
-        raise CannotRun("there is no DICOM file in what was given")
+    problem = "" if files else "there is no DICOM file in what was given"
+    answered: list[Screened | StudyAnswer] = []
     try:
         with Client(**connection(**where)) as client:
-            if as_study:
-                results, study = _parted(_collected(client.study(files, route), len(files), quiet=as_json))
-            else:
-                results, study = _collected(client.screen(files, route), len(files), quiet=as_json), None
+            coming = client.study(files, route) if as_study else client.screen(files, route)
+            _collect(coming if files else (), len(files), answered, quiet=as_json)
     except ClientError as error:
-        raise CannotRun(error.message) from error
+        problem = problem or error.message
+    results, study = _parted(answered)
+    code = CannotRun.exit_code if problem else _exit_code(results, study)
     if as_json:
-        ok = _exit_code(results, study) == 0
-        document = {"scans": [_document(result) for result in results], "skipped": skipped, "ok": ok}
+        document = {"scans": [_document(result) for result in results], "skipped": skipped, "ok": code == 0}
         click.echo(json.dumps(document if study is None else {**document, "study": _study_document(study)}))
-    else:
+    elif results:
         _show(results)
         if study is not None:
             click.echo(_study_sentence(study))
         if skipped:
             click.echo(f"{skipped} files that are not DICOM were skipped", err=True)
-    ctx.exit(_exit_code(results, study))
+    if problem:
+        raise CannotRun(problem)
+    ctx.exit(code)
 
 
 def _exit_code(results: list[Screened], study: StudyAnswer | None) -> int:
@@ -79,11 +80,10 @@ def _exit_code(results: list[Screened], study: StudyAnswer | None) -> int:
     return 0 if admitted and (study is None or study.admitted) else 1
 
 
-def _parted(results: list[Screened | StudyAnswer]) -> tuple[list[Screened], StudyAnswer]:
-    """The instances, and the study that they are."""
-    *instances, study = results
-    assert isinstance(study, StudyAnswer)
-    return [each for each in instances if isinstance(each, Screened)], study
+def _parted(answered: list[Screened | StudyAnswer]) -> tuple[list[Screened], StudyAnswer | None]:
+    """The instances, and the study that they are, where that was asked for and answered."""
+    study = next((each for each in answered if isinstance(each, StudyAnswer)), None)
+    return [each for each in answered if isinstance(each, Screened)], study
 
 
 def _study_sentence(study: StudyAnswer) -> str:
@@ -105,15 +105,16 @@ def _study_document(study: StudyAnswer) -> dict[str, Any]:
     }
 
 
-def _collected(results: Iterable[T], total: int, *, quiet: bool) -> list[T]:
-    """All results, with a bar on the terminal while they come."""
+def _collect(results: Iterable[T], total: int, into: list[T], *, quiet: bool) -> None:
+    """Each result as it comes, with a bar on the terminal; what came before a failure stays."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("screening"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=quiet or not console.is_terminal,
     )  # fmt: skip
     with bar:
-        return list(bar.track(results, total=total))
+        for result in bar.track(results, total=total):
+            into.append(result)  # noqa: PERF402 - one by one: the next may be an error
 
 
 def _show(results: list[Screened]) -> None:

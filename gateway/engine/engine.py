@@ -51,6 +51,8 @@ class HeatMap:
     """The loudest of its frames, which the map is of."""
     values: NDArray[np.float32]
     """(rows, columns) of the model's input, at least 0: the change in the model's lead that is owed to each pixel."""
+    usual: float | None
+    """How bright the brightest place of a clean scan's map gets; None where the artefact does not say."""
 
 
 class Engine(Protocol):

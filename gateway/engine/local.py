@@ -265,7 +265,7 @@ class LocalEngine:
         if "error" in case:
             wish.payload.future.set_exception(ExaminationError(f"the detectors failed with {case['error']}"))
         else:
-            wish.payload.future.set_result(HeatMap(case["frame"], values))
+            wish.payload.future.set_result(HeatMap(case["frame"], values, case["usual"]))
 
     def _free(self, process: Process, batch: int) -> None:
         with self._changed:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.artifact import Artefact
-from detectors.denoisers.median import Median
 from detectors.ensemble import Examination
 from detectors.errors import AnswerError, DetectorError
-from detectors.heat import between
+from detectors.heat import drawn
 from detectors.mondrian import Category
 from detectors.observation import Needs
 from gateway.engine.answers import asking
@@ -104,15 +103,13 @@ class Worker:
                 )
             ]
             frame = int(torch.cat(parts).argmax())
-            chosen = images[frame : frame + 1]
-            with torch.no_grad():
-                denoised = next(iter(artefact.denoisers.values()), Median())(chosen)
-            np.copyto(outgoing[0], between(artefact.ensemble.probe, chosen, denoised)[0].cpu().numpy())
+            heat = drawn(artefact.ensemble.probe, images[frame : frame + 1], artefact.denoisers)
+            np.copyto(outgoing[0], heat[0].cpu().numpy())
         except torch.AcceleratorError:
             raise
         except Exception as error:
             return {"error": type(error).__name__}
-        return {"frame": frame}
+        return {"frame": frame, "usual": artefact.manifest.get("heat_usual")}
 
     def _alone(
         self,

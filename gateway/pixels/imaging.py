@@ -9,6 +9,7 @@ from typing import Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +26,8 @@ MAGNITUDE_MAX = 1e12
 """Largest size of a rescaled value, window centre or width: beyond it 32-bit arithmetic loses the grey levels."""
 PIXEL_ASPECT_MAX = 16.0
 """Largest ratio of row to column spacing that is believed."""
+_FLAT = 1e-6
+"""Share of its largest value by which resizing may move a picture that has one value everywhere."""
 
 _MODALITY, _PHOTOMETRIC_INTERPRETATION = 0x00080060, 0x00280004
 _BITS_STORED, _PIXEL_REPRESENTATION = 0x00280101, 0x00280103
@@ -216,6 +219,19 @@ def place_of(shape: tuple[int, int], pixel_aspect: float, profile: Profile) -> t
         inner = (max(1, min(height, round(tall * factor))), max(1, min(width, round(wide * factor))))
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     return slice(top, top + inner[0]), slice(left, left + inner[1])
+
+
+def require_content(pixels: NDArray[np.float32]) -> None:
+    """Refuse a picture of nothing: a model answers there too, and detectors find it as calm as can be.
+
+    Args:
+        pixels: (frames, channels, rows, columns), as a model takes them; a blank frame among others is none.
+
+    Raises:
+        UnexaminableError: `unsupported_image`, where each channel has one value everywhere.
+    """
+    if (np.ptp(pixels, axis=(0, 2, 3)) <= _FLAT * (1 + np.abs(pixels).max())).all():
+        raise _unsupported("every pixel has the same value: there is nothing to examine")
 
 
 def from_uint8(images: Tensor, profile: Profile) -> Tensor:

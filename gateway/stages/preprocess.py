@@ -12,7 +12,7 @@ from gateway.case import Case, Image
 from gateway.deadline import Deadline
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.pixels.decode import Decompressor, Pixels, decode
-from gateway.pixels.imaging import Rendering, render
+from gateway.pixels.imaging import Rendering, place_of, render, require_content
 from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
 from signing import DicomError, Reason, VerifiedView
@@ -62,7 +62,10 @@ class PreprocessStage:
 
     def rendered(self, frames: Pixels, rendering: Rendering) -> Image:
         """What the model is shown; raises `UnexaminableError`."""
-        return Image(self._rendered(frames, rendering), self._model)
+        pixels = self._rendered(frames, rendering)
+        place = place_of((frames.shape[1], frames.shape[2]), rendering.pixel_aspect, self._profile)
+        require_content(pixels[:, :, place[0], place[1]])
+        return Image(pixels, self._model)
 
     def _require_match(self, view: VerifiedView) -> None:
         match = self._profile.match

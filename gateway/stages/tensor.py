@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from gateway.case import Case, Image
 from gateway.deadline import Deadline
 from gateway.finding import Finding, GatewayReason, Outcome
+from gateway.pixels.imaging import require_content
 from gateway.pixels.unexaminable import UnexaminableError
 from gateway.policy import SIGNATURE
 from gateway.profile import Profile
@@ -78,6 +79,7 @@ class TensorImageStage:
             raise UnexaminableError(GatewayReason.WRONG_SIZE, f"the tensor is not of {shape}: one image a call")
         if not np.isfinite(tensor).all():
             raise UnexaminableError(GatewayReason.NOT_FINITE, "the tensor has values that are not finite")
+        require_content(tensor)
         low, high = given.range
         means = np.asarray(given.mean or (0.0,) * given.channels, np.float32).reshape(1, -1, 1, 1)
         stds = np.asarray(given.std or (1.0,) * given.channels, np.float32).reshape(1, -1, 1, 1)

@@ -138,8 +138,10 @@ def attack_files(
 def tamper_files(name: str, source: Path, out: Path) -> dict[str, Any]:
     """Tamper with one DICOM file, or with all of a folder whose names end in .dcm; no model is needed.
 
+    A file that it cannot be done to stops no other: all that could be are written and reported first.
+
     Raises:
-        DataError: no such tampering, no file, or one that it cannot be done to.
+        DataError: no such tampering, no file, or files that it cannot be done to.
     """
     if name not in TAMPERINGS:
         raise DataError(f"no tampering is called {name!r}; there are {', '.join(TAMPERINGS)}")
@@ -148,13 +150,18 @@ def tamper_files(name: str, source: Path, out: Path) -> dict[str, Any]:
         raise DataError(f"{source}: holds no .dcm file")
     _apart(files[0].parent, out)
     out.mkdir(parents=True, exist_ok=True)
+    done, failed = [], []
     for path in files:
         try:
             (out / path.name).write_bytes(TAMPERINGS[name](path.read_bytes()))
+            done.append(path.name)
         except (DicomError, InvalidDicomError, ValueError, AttributeError) as error:
-            raise DataError(f"{path.name}: {error}") from error
-    document = {"schema": 1, "tampering": name, "files": [path.name for path in files]}
+            failed.append({"file": path.name, "problem": str(error)})
+    document = {"schema": 1, "tampering": name, "files": done, "failed": failed}
     (out / REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if failed:
+        told = f"{failed[0]['file']}: {failed[0]['problem']}"
+        raise DataError(told if len(files) == 1 else f"{told}; {len(done)} of {len(files)} files are written")
     return document
 
 

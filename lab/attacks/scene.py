@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from detectors.models.outputs import leads
 from detectors.perturb import Norm, length, project, step
 from lab.attacks.attack import Target
-from lab.attacks.tasks import Multiclass, margins
+from lab.attacks.tasks import Multiclass
 
 Loss = Literal["margin", "ce", "dlr"]
 """What is climbed: the margin of a wrong answer, the training loss, or the difference of logits ratio."""
@@ -138,7 +139,7 @@ class Scene:
     def judge(self, logits: Tensor) -> Tensor:
         """Return (N,): below 0 where the attacker has what he wants."""
         if self.strict and self.goals is not None:
-            return -margins(logits, self.goals)
+            return -leads(logits, self.goals)
         return self.target.task.margin(logits, self.labels)
 
     def margin(self, x: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ def rising(scene: Scene, loss: Loss, logits: Tensor) -> Tensor:
     if goals is None:
         lead = -task.margin(logits, labels)
     elif loss == "margin" and scene.strict:
-        lead = margins(logits, goals)
+        lead = leads(logits, goals)
     else:
         lead = (logits.gather(1, goals[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
     least = 3 if goals is None else 4

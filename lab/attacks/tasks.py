@@ -1,4 +1,4 @@
-"""What "wrong" means: the margin and the loss of an answer, for each kind of model."""
+"""What an attack climbs, for each kind of model: how far an answer is from its label, as `outputs` judges answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-FAILED_DICE = 0.5
-"""A segmentation that overlaps its label by less has failed."""
+from detectors.models import outputs
 
 
 class Task(Protocol):
@@ -39,7 +38,7 @@ class Multiclass:
 
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the logit of each label less the greatest other."""
-        return margins(logits, labels)
+        return outputs.margin(logits, labels)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy."""
@@ -60,7 +59,7 @@ class Multilabel:
 
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the least of the findings' logits, each counted from its threshold towards its label."""
-        return (logits * (2 * labels - 1)).amin(dim=1)
+        return outputs.margin(logits, labels.bool(), outputs.Task.MULTILABEL)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the binary cross-entropy, the mean over the findings."""
@@ -81,11 +80,10 @@ class Segmentation:
     """
 
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the Dice overlap less `FAILED_DICE`; its gradient is that of the pixels that are still right."""
+        """Return the Dice overlap less that of failure; its gradient is that of the pixels that are still right."""
         full = both(logits)
-        lead = margins(full, labels)  # (N, height, width)
-        climbed = lead.clamp(min=0.0).flatten(1).mean(dim=1)
-        overlap = dice(full.argmax(dim=1), labels, full.shape[1]) - FAILED_DICE
+        climbed = outputs.leads(full, labels).clamp(min=0.0).flatten(1).mean(dim=1)
+        overlap = outputs.agreement(labels, full.argmax(dim=1), outputs.Task.SEGMENTATION) - outputs.DICE_BROKEN
         return climbed + (overlap - climbed).detach()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -97,32 +95,9 @@ class Segmentation:
         _shaped(labels, (count, *labels.shape[-2:]))
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logit of each label less the greatest other, from (N, classes, ...) logits; below 0 is wrong."""
-    mine = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-    return mine - others.amax(dim=1)
-
-
-def dice(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return (N,): mean Dice overlap of the foreground classes that the label or the answer has; 1 where none has.
-
-    Args:
-        answers: (N, height, width) int64.
-        labels: (N, height, width) int64.
-        classes: how many there are, the background included.
-    """
-    found = torch.stack([(answers == k).flatten(1) for k in range(1, classes)]).float()  # (classes - 1, N, pixels)
-    wanted = torch.stack([(labels == k).flatten(1) for k in range(1, classes)]).float()
-    sizes = found.sum(dim=2) + wanted.sum(dim=2)
-    overlap = 2 * (found * wanted).sum(dim=2) / sizes.clamp_min(1)
-    counted = (sizes > 0).float()
-    return torch.where(counted.sum(dim=0) > 0, (overlap * counted).sum(dim=0) / counted.sum(dim=0).clamp_min(1), 1.0)
-
-
 def both(logits: Tensor) -> Tensor:
     """Return logits of two classes where there is one channel, of the foreground; else as they are."""
-    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+    return outputs.to_logits(logits, outputs.Activation.NONE, outputs.Task.SEGMENTATION)
 
 
 def _shaped(labels: Tensor, shape: tuple[int, ...]) -> None:

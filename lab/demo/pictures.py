@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from detectors.artifact import Artefact
-from detectors.heat import between
+from detectors.heat import drawn
 from gateway.pixels.imaging import render
 from lab.demo.material import Material
 from lab.demo.prepare import Prepared
@@ -41,10 +41,9 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
     attacked = scan.after is not None
     clean = render(before, material.rendering, material.profile)
     sent = render(scan.after, material.rendering, material.profile) if scan.after is not None else clean
-    denoise = next(iter(artefact.denoisers.values()))
     with torch.no_grad():
-        denoised = denoise(sent)
-    heat = between(artefact.ensemble.probe, sent, denoised)[0]
+        denoised = next(iter(artefact.denoisers.values()))(sent)
+    heat = drawn(artefact.ensemble.probe, sent, artefact.denoisers)[0]
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     axes = figure.subplots(1, 4)

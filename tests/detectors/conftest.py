@@ -31,14 +31,14 @@ QUICK = Hardening(0.5, 4.0, 4, 3e-3, batch=32)
 class Victim(nn.Module):
     """Four convolutions, batch normalisation folded away by the exporter, and a linear head on their mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         widths, before = (12, 24, 32, 32), 1
         layers: list[nn.Module] = []
         for width, stride in zip(widths, (1, 2, 2, 1), strict=True):
             layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             before = width
-        self.body, self.head = nn.Sequential(*layers), nn.Linear(before, 3)
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(before, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(x).mean((2, 3)))
@@ -60,13 +60,12 @@ def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (grey.round().clamp(0, 255) * LEVEL)[:, None], labels
 
 
-def _trained() -> Victim:
-    images, labels = pictures(600, seed=0)
+def _trained(images: Tensor, labels: Tensor, *, epochs: int) -> Victim:
     torch.manual_seed(0)
-    victim = Victim()
+    victim = Victim(int(labels.max()) + 1)
     optimizer = torch.optim.AdamW(victim.parameters(), lr=4e-3, weight_decay=1e-3)
     draw = torch.Generator().manual_seed(0)
-    for _ in range(10):
+    for _ in range(epochs):
         for chosen in torch.split(torch.randperm(len(images), generator=draw), 40):
             loss = functional.cross_entropy(victim(SPAN.from_unit(images[chosen])), labels[chosen])
             optimizer.zero_grad()
@@ -163,7 +162,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def site() -> Site:
     """Trained once a run, in seconds: what is fitted here are real detectors of a real, small model."""
-    model = _exported(_trained())
+    model = _exported(_trained(*pictures(600, seed=0), epochs=10))
     reference = Reference.from_onnx(model)
     clean, _ = pictures(300, seed=1)
     teacher = logits_of(Probe(reference, {}, (), activation=Activation.NONE, span=SPAN, size=(SIZE, SIZE)))
@@ -183,3 +182,28 @@ def site() -> Site:
     with torch.no_grad():
         right = teacher(test).argmax(1) == labels
     return Site(model, probe, material, test[right])
+
+
+def ovals(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(N, 1, 32, 32) in whole grey levels: a faint spot on noise, taller than wide or wider than tall."""
+    draw, labels = torch.Generator().manual_seed(seed), torch.arange(count) % 2
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    y, x = torch.rand(2, count, 1, 1, generator=draw) * 16 + 8
+    wide, tall = (torch.where(labels.view(-1, 1, 1) == side, 7.0, 4.0) for side in (1, 0))
+    spot = 25 * torch.exp(-(((rows - y) / tall) ** 2) - ((columns - x) / wide) ** 2)
+    grey = 90 + spot + 3 * torch.randn(count, 32, 32, generator=draw)
+    return (grey.round().clamp(0, 255) * LEVEL)[:, None], labels
+
+
+@pytest.fixture(scope="session")
+def smooth() -> tuple[Site, nn.Module]:
+    """A second site, whose classes differ in a broad shape, so that squeezing takes nothing that decides; its victim.
+
+    It has no twins, and nothing is fitted on attacks there.
+    """
+    victim = _trained(*ovals(600, 0), epochs=8)
+    model = _exported(victim)
+    reference = Reference.from_onnx(model)
+    probe = Probe(reference, {}, reference.tap_names, activation=Activation.NONE, span=SPAN, size=(SIZE, SIZE))
+    clean, (test, _) = ovals(120, 1)[0], ovals(150, 2)
+    return Site(model, probe, Material(clean, clean, clean, torch.arange(120), probe, seed=7), test), victim

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -224,13 +225,15 @@ def test_a_broken_promise_is_named(probe: Probe, score: Callable[[Observation], 
         check_detector(Forgetful, Forgetful(score), probe)
 
 
-BAD: dict[str, tuple[Callable[[], Tensor], str]] = {
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "three axes": (lambda: torch.zeros(1, 16, 16), r"\(N, C, H, W\)"),
     "no image": (lambda: torch.zeros(0, 1, 16, 16), "no empty axis"),
     "other size": (lambda: torch.zeros(1, 1, 16, 17), "the model takes"),
     "colour": (lambda: torch.zeros(1, 3, 16, 16), "the model takes"),
     "half precision": (lambda: torch.zeros(1, 1, 16, 16, dtype=torch.float16), "float32"),
     "bytes": (lambda: torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "float32"),
+    "another device": (lambda: torch.zeros(1, 1, 16, 16, device="meta"), "lie on meta, the models on cpu"),
+    "no tensor": (lambda: np.zeros((1, 1, 16, 16), np.float32), "a tensor, not ndarray"),
     "not a number": (lambda: torch.full((1, 1, 16, 16), torch.nan), "not finite"),
     "infinite": (lambda: torch.full((1, 1, 16, 16), torch.inf), "not finite"),
 }
@@ -241,6 +244,8 @@ def test_images_that_no_detector_may_look_at_are_refused(ensemble: Ensemble, cas
     build, sentence = BAD[case]
     with pytest.raises(InputError, match=sentence):
         ensemble.examine(build())
+    with pytest.raises(InputError, match=sentence):
+        ensemble.probe.observe(build(), Needs())
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,41 +22,14 @@ from detectors.errors import ArtefactError, DetectorError, InputError
 from detectors.material import Material
 from detectors.methods.twins import COPIED_TWIN
 from detectors.observation import Needs, Observation, Signal
-from detectors.testing import check_method
+from detectors.testing import check_method, small_material
 
 PROFILE = "ab" * 32
-BRIGHTNESS = '''
-"""How far a scan's brightness is from that of clean scans."""
-
-import torch
-
-from detectors.detector import Score
-from detectors.errors import InputError
-from detectors.observation import Needs
-
-
-class Brightness:
-    name, version, needs = "brightness", "1", Needs()
-
-    def __init__(self, centre):
-        self._centre = centre
-
-    @classmethod
-    def fit(cls, material):
-        if len(material.clean) < 20:
-            raise InputError("fewer than 20 clean scans")
-        return cls(material.clean.mean()[None])
-
-    def score(self, seen):
-        return Score(self.name, (seen.images.mean((1, 2, 3)) - self._centre.to(seen.images.device)).abs())
-
-    def state(self):
-        return {"centre": self._centre.cpu()}
-
-    @classmethod
-    def from_state(cls, state):
-        return cls(state["centre"])
-'''
+DOCUMENTED = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(), re.DOTALL
+)
+BRIGHTNESS, ITS_TEST = DOCUMENTED
+"""What the documentation has its readers copy."""
 
 
 @pytest.fixture
@@ -109,6 +83,14 @@ def test_an_installed_plugin_keeps_the_contract(installed: Path, site: Any) -> N
     detector = check_method(registry.method("brightness"), site.material)
 
     assert detector.name == "brightness"
+
+
+def test_what_is_documented_as_its_test_passes(installed: Path) -> None:
+    names: dict[str, Any] = {}
+
+    exec(ITS_TEST, names)  # noqa: S102 - the page's own text
+
+    names["test_brightness_keeps_the_contract"]()
 
 
 def test_an_artefact_with_a_plugin_is_loaded_again(written: tuple[Path, bytes], site: Any) -> None:
@@ -239,3 +221,9 @@ def test_a_broken_promise_of_a_method_is_named(
 
 def test_a_method_that_keeps_every_promise_passes(site: Any) -> None:
     assert check_method(Careless, site.material).name == "careless"
+
+
+@pytest.mark.parametrize("name", ["twinM", "mgm", "lid", "fusion", "ml_loo", "explanation_gradient", "noise_residual"])
+def test_what_outsiders_check_on_is_enough_for_every_signal(name: str) -> None:
+    """The material that needs no data set: ours keep their promises on it, too."""
+    assert check_method(registry.method(name), small_material()).name == name

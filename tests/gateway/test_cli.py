@@ -157,9 +157,17 @@ class TestScreen:
     def test_an_empty_folder_is_2(self, gateway: GatewayProcess, tmp_path: Path) -> None:
         ended = run("screen", tmp_path, "--address", gateway.addresses.grpc)
         assert (ended.exit_code, ended.stdout) == (2, "")
+        ended = run("screen", tmp_path, "--address", gateway.addresses.grpc, "--json")
+        assert (ended.exit_code, json.loads(ended.stdout)) == (2, {"scans": [], "skipped": 0, "ok": False})
 
-    def test_plaintext_to_another_machine_is_2(self) -> None:
-        assert run("screen", CT, "--address", "192.0.2.1:1").exit_code == 2
+    @pytest.mark.parametrize("study", [(), ("--study",)], ids=["scans", "study"])
+    def test_plaintext_to_another_machine_is_2(self, study: tuple[str, ...]) -> None:
+        ended = run("screen", CT, "--address", "192.0.2.1:1", "--json", *study)
+        assert (ended.exit_code, json.loads(ended.stdout)) == (2, {"scans": [], "skipped": 0, "ok": False})
+
+    def test_a_study_that_is_not_answered_is_2_and_still_one_document(self, gateway: GatewayProcess) -> None:
+        ended = run("screen", CT, "--study", "--address", gateway.addresses.grpc, "--json", token="x" * 40)
+        assert (ended.exit_code, json.loads(ended.stdout)["ok"]) == (2, False)
 
 
 class TestSignAndVerify:

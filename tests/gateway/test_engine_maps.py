@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectors.artifact import Artefact
-from detectors.heat import between
+from detectors.heat import drawn
 from gateway.case import Image
 from gateway.deadline import Deadline
 from gateway.engine.engine import ExaminationError, ExpiredError
@@ -74,9 +74,8 @@ def test_a_map_is_of_the_loudest_frame(engine: LocalEngine, artefact: Artefact) 
     heat = engine.explain(Image(pixels, "phantom"), soon()).result(60)
     chosen = torch.from_numpy(pixels[loudest : loudest + 1])
     assert heat.frame == loudest
-    with torch.no_grad():
-        denoised = next(iter(artefact.denoisers.values()))(chosen)
-    expected = between(artefact.ensemble.probe, chosen, denoised)[0].numpy()
+    expected = drawn(artefact.ensemble.probe, chosen, artefact.denoisers)[0].numpy()
+    assert heat.usual == artefact.manifest.get("heat_usual")
     np.testing.assert_allclose(heat.values, expected, atol=1e-2 * expected.max())
     assert heat.values.max() > 0
 

@@ -14,8 +14,10 @@ from gateway.pixels.overlay import PANEL_PIXELS, overlay
 GREY = np.full((40, 80), 0.5, np.float32)
 
 
-def drawn(image: NDArray[np.float32], heat: NDArray[np.float32], aspect: float = 1.0) -> NDArray[np.uint8]:
-    page = Image.open(io.BytesIO(overlay(image, heat, aspect=aspect)))
+def drawn(
+    image: NDArray[np.float32], heat: NDArray[np.float32], aspect: float = 1.0, usual: float | None = None
+) -> NDArray[np.uint8]:
+    page = Image.open(io.BytesIO(overlay(image, heat, aspect=aspect, usual=usual)))
     assert page.format == "PNG"
     return np.asarray(page)
 
@@ -57,6 +59,23 @@ def test_it_has_a_legend_with_a_scale() -> None:
     legend = page[-110:]
     assert np.ptp(legend.astype(int), axis=2).max() > 100  # the colour scale
     assert (legend.min(axis=2) > 200).sum() > 200  # the sentence
+
+
+def test_a_calm_map_looks_calm_beside_what_is_usual() -> None:
+    """Scaled to itself any map glows; against twice what clean scans show, this one does not."""
+    heat = np.zeros((16, 16), np.float32)
+    heat[4, 12] = 0.2
+    assert tinted(drawn(GREY, heat)).any()
+    assert not tinted(drawn(GREY, heat, usual=1.0)).any()
+    assert tinted(drawn(GREY, 20 * heat, usual=1.0)).any()
+
+
+@pytest.mark.parametrize(("peak", "place"), [(1.0, 1 / 2), (4.0, 1 / 4)])
+def test_the_scale_bears_a_mark_where_clean_scans_end(peak: float, place: float) -> None:
+    page = drawn(GREY, np.full((16, 16), peak, np.float32), usual=1.0)
+    above = page[16 + PANEL_PIXELS // 2 + 13]  # the mark rises a little over the colours
+    columns = np.nonzero(above.min(axis=1) > 200)[0]
+    assert columns.mean() == pytest.approx(16 + (page.shape[1] - 32) * place, abs=2)
 
 
 @pytest.mark.parametrize("heat", [np.full((4, 4), np.nan, np.float32), np.zeros((0, 4), np.float32), np.zeros(4)])

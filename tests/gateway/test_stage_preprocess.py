@@ -20,8 +20,10 @@ from gateway.deadline import Deadline
 from gateway.finding import GatewayReason, Outcome
 from gateway.pixels.decompressor import DisposableDecoder
 from gateway.pixels.imaging import Rendering, render
+from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
 from gateway.stages.preprocess import PreprocessStage
+from gateway.stages.tensor import TensorImageStage
 from signing import VerifiedView, read
 
 PROFILE = b"""
@@ -128,6 +130,31 @@ def test_what_cannot_be_examined_is_indeterminate_and_named(
     assert (finding.stage, finding.outcome, finding.reason) == ("preprocess", Outcome.INDETERMINATE, reason)
     assert finding.detail
     assert case.image is None
+
+
+BLANK = bytes(2 * 128 * 128)
+
+
+@pytest.mark.parametrize("attributes", [{"PixelData": BLANK}, {"RescaleIntercept": "5000"}], ids=["stored", "shown"])
+def test_a_picture_of_nothing_is_indeterminate_border_or_not(
+    attributes: dict[str, Any], examine: Callable[..., Case]
+) -> None:
+    """Of one stored value everywhere, or all of it beyond the window."""
+    case = examine(bytes_of(ct(**attributes)))
+    assert (case.findings[-1].outcome, case.image) == (Outcome.INDETERMINATE, None)
+    assert case.findings[-1].reason is GatewayReason.UNSUPPORTED_IMAGE
+    assert "same value" in case.findings[-1].detail
+
+
+def test_a_blank_frame_among_others_is_examined(examine: Callable[..., Case]) -> None:
+    case = examine(bytes_of(ct(NumberOfFrames=2, PixelData=BLANK + ct().PixelData)))
+    assert case.findings[-1].outcome is Outcome.PASSED
+
+
+def test_a_tensor_of_nothing_is_refused() -> None:
+    stage = TensorImageStage("chest", Profile.from_toml(PROFILE))
+    with pytest.raises(UnexaminableError, match="same value"):
+        stage.image_of(np.full((1, 3, 64, 48), 0.5, np.float32))
 
 
 def test_no_pixels_and_unknown_syntaxes_are_named(examine: Callable[..., Case]) -> None:

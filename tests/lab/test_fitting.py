@@ -43,6 +43,7 @@ def test_the_manifest_is_signed_and_says_what_was_fitted(site: Path, fitted: fit
     assert facts["guarantee"] == "confident"
     assert (facts["n_fit"] + facts["n_a"], facts["n_b"]) == (240, 300)
     assert 0 <= facts["conversion_max_abs_diff"] < 1e-3
+    assert facts["heat_usual"] > 0
     assert facts["data_sha256"] == hashlib.sha256((site / "data.npz").read_bytes()).hexdigest()
     assert set(facts["detectors"]) == {
         "twinM", "twinS", "fusion", "uad", "gradient_residual", "jpeg75", "median3", "rotation3", "mahalanobis",

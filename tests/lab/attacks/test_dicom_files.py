@@ -188,18 +188,32 @@ def test_the_command_tampers_without_a_model(tmp_path: Path) -> None:
     assert {pydicom.dcmread(path).PatientID for path in (tmp_path / "out").glob("*.dcm")} == {"TAMPERED"}
 
 
+def test_a_file_that_cannot_be_tampered_with_stops_no_other(tmp_path: Path) -> None:
+    source, out = ward(tmp_path / "ward", 2), tmp_path / "out"
+    (source / "0.dcm").write_bytes(b"no scan")
+    done = CliRunner().invoke(main, ["attack", "--tamper", "metadata", "--data", str(source), "--out", str(out)])
+
+    assert (done.exit_code, "0.dcm: " in done.stderr, "1 of 2 files are written" in done.stderr) == (2, True, True)
+    report = json.loads((out / "attack.json").read_text())
+    assert (report["files"], [each["file"] for each in report["failed"]]) == (["1.dcm"], ["0.dcm"])
+    assert pydicom.dcmread(out / "1.dcm").PatientID == "TAMPERED"
+
+
 NPZ: dict[str, tuple[dict[str, Any], str]] = {
     "labels of no class": ({"test_labels": np.array([0, 7])}, "outside the classes"),
     "words for labels": ({"test_labels": np.array(["a", "b"])}, "whole numbers"),
     "a label too few": ({"test_labels": np.array([0])}, "test_labels are"),
     "16 bits": ({"test_images": np.zeros((2, 128, 128), np.uint16)}, "uint8"),
+    "no pixel": ({"test_images": np.zeros((2, 0, 128), np.uint8)}, "must be uint8"),
+    "nothing on them": ({"test_images": np.full((2, 128, 128), 7, np.uint8)}, "2 have one value everywhere"),
 }
 
 
 @pytest.mark.parametrize("case", NPZ)
 def test_images_that_cannot_be_attacked_are_named(case: str, tmp_path: Path) -> None:
     changed, sentence = NPZ[case]
-    arrays = {"test_images": np.zeros((2, *phantoms.profile().input.size), np.uint8), "test_labels": np.array([0, 1])}
+    images = np.random.default_rng(0).integers(0, 256, (2, *phantoms.profile().input.size), np.uint8)
+    arrays = {"test_images": images, "test_labels": np.array([0, 1])}
     kept: dict[str, Any] = arrays | changed
     np.savez(tmp_path / "a.npz", **kept)
     command = ["attack", "--attack", "fgsm", "--eps", "1", "--data", str(tmp_path / "a.npz")]

@@ -16,7 +16,7 @@ from lab.attacks.boundary import bisected, onto_plane
 from lab.attacks.method import checkpoints
 from lab.attacks.pgd import PGD
 from lab.attacks.scene import Scene, rising, rounded_within
-from lab.attacks.tasks import Multilabel, Segmentation, dice
+from lab.attacks.tasks import Multilabel, Segmentation
 from lab.attacks.universal import UniversalPerturbation, add
 
 
@@ -282,11 +282,11 @@ def test_tasks_are_judged_as_they_should_be() -> None:
 
     masks = torch.tensor([[[0, 1], [1, 1]]])
     wrong = torch.tensor([[[0, 1], [0, 0]]])
-    assert float(dice(wrong, masks, 2)) == pytest.approx(0.5)
-    assert float(dice(torch.zeros_like(masks), torch.zeros_like(masks), 2)) == 1.0
     full = torch.stack([1.0 - wrong, wrong.float()], dim=1)
     assert float(Segmentation().margin(full, masks)) == pytest.approx(0.0)
     assert float(Segmentation().margin(wrong[:, None] - 0.5, masks)) == pytest.approx(0.0)
+    nothing = torch.zeros_like(masks)
+    assert float(Segmentation().margin(nothing[:, None] - 0.5, nothing)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([[0, 2]]), torch.tensor([[0, 1], [1, 0]])])
