@@ -161,9 +161,9 @@ def test_tails_read_together_are_those_of_each_alone() -> None:
 
 def test_large_values_are_finite_and_one_that_is_not_is_found() -> None:
     large = torch.full((2, 1, 8, 8), torch.finfo(torch.float32).max)
-    check_images(large, CPU)
+    check_images(large, torch.device("cpu"))
     for value in (torch.nan, torch.inf, -torch.inf):
         images = torch.zeros(2, 1, 8, 8)
         images[1, 0, 3, 3] = value
         with pytest.raises(InputError, match="not finite"):
-            check_images(images, CPU)
+            check_images(images, torch.device("cpu"))
