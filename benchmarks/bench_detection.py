@@ -86,11 +86,11 @@ def _sites(device: torch.device) -> list[Site]:
     model = (BUNDLED / "model.onnx").read_bytes()
     artefact = Artefact.load(folder, (folder / MANIFEST).read_bytes(), model, profile.sha256, device)
     slices = phantoms.rendered(phantoms.seeds("test", 64), profile).to(device)
-    small = Site("phantom, 128", artefact.ensemble, artefact.denoisers, slices, {1: 30, 4: 20, 16: 12, 64: 5})
-    large = {1: 12, 4: 6, 16: 4, 64: 3}
+    small = Site("phantom, 128", artefact.ensemble, artefact.denoisers, slices, {1: 30, 4: 15, 16: 9, 64: 3})
+    large = {1: 8, 4: 3, 16: 3, 64: 3}
     if device.type == "cpu":
         del large[64]  # minutes of it
-    return [small, _untrained(RESNET18, {1: 20, 4: 10, 16: 6, 64: 3}, device), _untrained(RESNET50, large, device)]
+    return [small, _untrained(RESNET18, {1: 15, 4: 7, 16: 5, 64: 3}, device), _untrained(RESNET50, large, device)]
 
 
 def _untrained(shape: Shape, turns: Mapping[int, int], device: torch.device) -> Site:
@@ -123,7 +123,7 @@ def _floor(whole: Ensemble, batch: Tensor) -> dict[str, Work]:
 
     def forth_and_back() -> None:
         leaf = batch.detach().requires_grad_(True)
-        torch.autograd.grad(probe.reference(leaf).amax(1).sum(), leaf)
+        torch.autograd.grad(probe.reference.forward_with_taps(leaf, ())[0].amax(1).sum(), leaf)
 
     twins = {name: _quietly(lambda t=twin: t.look(unit)) for name, twin in probe.twins.items()}
     asked = _quietly(lambda: probe.reference(neighbours))

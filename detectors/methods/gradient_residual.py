@@ -96,7 +96,7 @@ class GradientResidual:
                 window = _window(images, generator)
                 views = views_of(images[chosen][window].to(device), gradients[chosen][window].to(device))
                 with training(device):
-                    odds = network(views.contiguous(memory_format=torch.channels_last)).float()
+                    odds = network(views).float()
                 loss = functional.binary_cross_entropy_with_logits(
                     odds, target[chosen].to(device), pos_weight=balance
                 )  # fmt: skip
@@ -116,8 +116,7 @@ class GradientResidual:
         """
         if seen.input_gradient is None:
             raise NotFittedError(self.name)
-        views = views_of(seen.images, seen.input_gradient)
-        return Score(self.name, self._run(views.contiguous(memory_format=torch.channels_last)))
+        return Score(self.name, self._run(views_of(seen.images, seen.input_gradient)))
 
     def state(self) -> dict[str, Tensor]:
         """The network's weights and running statistics."""
@@ -169,7 +168,8 @@ def views_of(images: Tensor, gradients: Tensor) -> Tensor:
 
     r1, r2, r3 = sharp(median3(grey)), sharp(gaussian(grey, 1.0)), sharp(wiener3(grey, 3 * LEVEL))
     t, wide = bounded(slope), bounded(gaussian(slope, 0.8))
-    return torch.cat([r1, r2, r3, t, r1 * t, r2 * t, r2 * wide], 1)
+    views = (r1, r2, r3, t, r1 * t, r2 * t, r2 * wide)
+    return torch.stack([view[:, 0] for view in views], -1).permute(0, 3, 1, 2)  # channels last, as the network runs
 
 
 def _window(images: Tensor, generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:

@@ -27,6 +27,9 @@ from gateway.settings.models import EngineConfig
 from gateway.telemetry import traces
 
 START_S_MAX = 300.0
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""Has the C library keep what a batch used for the next one, up to a GiB: by its own choice it gives most of it back
+and is given empty pages again, which takes a tenth of the time of a batch of 16."""
 LOOK_S = 0.5
 """How often a silent worker is looked at."""
 
@@ -90,7 +93,7 @@ class Process:
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, **_arithmetic(threads)},
+                env={**os.environ, **_arithmetic(threads), **KEPT_MEMORY},
             )
         return cls(popen, ours, Connection(os.dup(ours.fileno())), Connection(questions.detach()))
 

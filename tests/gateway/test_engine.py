@@ -25,6 +25,7 @@ from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
 from gateway.engine.engine import EngineError, ExpiredError, GreyZone, WorkerLostError
 from gateway.engine.local import LocalEngine
+from gateway.engine.process import KEPT_MEMORY
 from gateway.errors import Abandoned, ConfigError, Overloaded
 from gateway.finding import GatewayReason, Outcome
 from gateway.profile import Profile
@@ -133,6 +134,12 @@ def test_an_image_that_the_detectors_cannot_take_spoils_no_other(model: Protecte
         assert 0 < good.result(60).p_value <= 1
         with pytest.raises(EngineError, match="InputError"):
             bad.result(60)
+
+
+def test_a_worker_keeps_the_memory_of_a_batch_for_the_next(model: ProtectedModel) -> None:
+    with LocalEngine([model], settings(), Metrics()) as engine:
+        environment = Path(f"/proc/{engine.worker_pid}/environ").read_text().split("\0")
+        assert {f"{name}={value}" for name, value in KEPT_MEMORY.items()} <= set(environment)
 
 
 def test_a_killed_worker_loses_its_batch_and_is_replaced(model: ProtectedModel) -> None:
