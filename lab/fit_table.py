@@ -1,11 +1,16 @@
 """What a fit says when it is done, for people."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lab.fitting import Fitted
+from lab.purity import Doubts
+
+NAMED_MAX = 20
+"""Scans that are named one by one."""
 
 
 def show(fitted: Fitted) -> None:
@@ -32,6 +37,17 @@ def show(fitted: Fitted) -> None:
         rates = [_rate(entry.get("tpr", {}).get(name)) for entry in measured["pgd"].values()]
         table.add_row(name, _rate(clean), *rates)
     console.print(table)
+
+
+def doubted(doubts: Doubts, a: Sequence[str], b: Sequence[str]) -> str:
+    """What is said of scans that are too loud to be clean: which, and what to do; ids of A and of B are given."""
+    named = [*(f"train {a[k]}" for k in doubts.a), *(f"val {b[k]}" for k in doubts.b)]
+    more = f" and {len(named) - NAMED_MAX} more" if len(named) > NAMED_MAX else ""
+    return (
+        f"{len(named)} scans are too loud to be clean: {', '.join(named[:NAMED_MAX])}{more}. Whoever can put attacked "
+        "scans among the clean ones raises the thresholds. The artefact is not signed: look at these scans, take out "
+        "what does not belong and fit anew, or sign with scanward-lab sign-artefact if all do."
+    )
 
 
 def _rate(found: dict[str, Any] | None) -> str:

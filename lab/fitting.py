@@ -39,6 +39,7 @@ from lab.denoising import USUAL, check, make
 from lab.evaluation.surrogate import surrogate
 from lab.measuring import measure
 from lab.progress import Watch
+from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
 from lab.workbench import Workbench
 
@@ -83,6 +84,8 @@ class Fitted:
     """Why the model could not be rebuilt; None where it was."""
     worths: Mapping[str, Worth] = field(default_factory=dict)
     """By deciding detector: what it adds, on development attacks."""
+    doubts: Doubts = NOBODY
+    """Scans that were taken for clean and are too loud for it."""
 
 
 def fit(
@@ -109,7 +112,7 @@ def fit(
     (3) simulate attacks; fit the detectors, and the denoisers
     (4) on A: fit what must not see what the twins saw, and every tail
     (5) on B: the conformal rule
-    (6) on test: what it is worth
+    (6) on test: what it is worth; and which scans of A and B are too loud to be clean
     (7) write and sign
 
     Args:
@@ -129,8 +132,7 @@ def fit(
         ask: the way to that server.
 
     Raises:
-        DataError: too few scans, or the data does not say by what they are told apart.
-        TooFewError: a category that was asked for has too few scans, or none has enough.
+        DataError, TooFewError: too few scans, also of a category, or the data does not say of which one they are.
         ConversionError: the model can neither be rebuilt nor run.
     """
     place = device or torch.device("cpu")
@@ -138,8 +140,7 @@ def fit(
     reference, apart, answers_only = _opened(model, profile, parts.b.images, place, ask)  # (1)
     bench = Workbench(reference, profile, place, seed, watch)
     if answers_only:
-        guide = surrogate(bench.probe({}), parts.fit.images, seed=seed + 20, watch=watch)
-        bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
+        _led(bench, parts.fit.images, seed + 20)
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
     probe = bench.probe(bench.twins(parts.fit.images, recipes))  # (2)
     material = bench.material(probe, parts.fit.images)  # (3)
@@ -151,10 +152,17 @@ def fit(
     ensemble = _promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     worths = bench.worth(ensemble, parts.a.images, fpr)
-    facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths)
+    doubts = doubted(bench, ensemble, parts.a.images, parts.b.images)
+    facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths) | doubts.document()
     manifest = Artefact.write(out, ensemble, restorers, facts | _served(out, model, ask))  # (7)
     put(out, manifest, key)
-    return Fitted(ensemble, restorers, manifest, measured, answers_only, worths)
+    return Fitted(ensemble, restorers, manifest, measured, answers_only, worths, doubts)
+
+
+def _led(bench: Workbench, images: Tensor, seed: int) -> None:
+    """Let attacks follow the gradient of a small network that was taught by the model's answers."""
+    guide = surrogate(bench.probe({}), images, seed=seed, watch=bench.watch)
+    bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
 
 
 def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
