@@ -20,6 +20,21 @@ PATH = click.Path(exists=True, path_type=Path)
 FOUND_WANTING, CANNOT_RUN = 1, 2
 
 
+def _there(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    """The device, if this machine and its torch have it."""
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise click.BadParameter("this machine, or its torch, has no CUDA device")
+    return name
+
+
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, callback=_there
+)  # fmt: skip
+
+
 @click.group()
 def main() -> None:
     """Fit detectors to a model and its scans, and measure them."""
@@ -37,7 +52,7 @@ def main() -> None:
 )
 @click.option("--denoiser", "denoisers", multiple=True, help="by name, repeatable; the first one's image goes on")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@DEVICE
 @click.option("--by", "told_by", type=click.Choice(["modality", "manufacturer", "source"]), multiple=True,
               help="calibrate each kind of scan for itself; repeatable")  # fmt: skip
 @click.option("--category", "asked", multiple=True, metavar="NAME=VALUE,…",
@@ -104,7 +119,7 @@ def fit(
 @click.option("--denoiser", "denoisers", multiple=True, help="by name, repeatable; by default all")
 @click.option("--attacked", type=click.IntRange(min=1), default=100, show_default=True, help="scans to attack at most")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def denoisers(
     *,
@@ -140,7 +155,7 @@ def denoisers(
 @click.option("--detectors", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def score(
     *, given: Given, profile_path: Path, detectors: Path, data_path: Path, split: str, device: str, as_json: bool
@@ -183,7 +198,7 @@ def score(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threat-model", "threat_path", type=FILE, help="what must be withstood, TOML: says what is tried")
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="file for the outcome, JUnit XML")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def evaluate(
     *,
@@ -252,7 +267,7 @@ def _unsaid(by: str, *names: str) -> None:
     "--bound", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="movement, in nats"
 )
 @click.option("--accept-movement", is_flag=True, help="take a larger movement: say so only when you know its cause")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def recalibrate(
     *,
@@ -298,7 +313,7 @@ def recalibrate(
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="directory")
 @click.option("--eps", type=click.FloatRange(min=0, min_open=True), help="budget, 8-bit grey levels of the window")
 @click.option("--option", "options", multiple=True, help="a field of the attack, name=value; repeatable")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def attack(
     *,

@@ -109,11 +109,11 @@ class StoredScans:
     """As the profile's task decides."""
 
 
-def stored(path: Path, split: str, profile: Profile) -> StoredScans:
+def stored(path: Path, split: str, profile: Profile, *, labelled: bool = True) -> StoredScans:
     """The 8-bit stored values of one split of an .npz file.
 
     Raises:
-        DataError: it is no such file, or the split is empty.
+        DataError: it is no such file, or the split is empty, or has no labels where they are needed.
     """
     if path.is_dir():
         raise DataError(f"{path}: attacks are written into the stored values of an .npz file, not of a folder")
@@ -121,6 +121,8 @@ def stored(path: Path, split: str, profile: Profile) -> StoredScans:
     images = _npz_images(arrays, split)
     if images is None:
         raise DataError(f"{path}: there are no {split} scans")
+    if labelled and f"{split}_labels" not in arrays:
+        raise DataError(f"{path}: has no {split}_labels: without them no answer is right or wrong")
     labels = _npz_labels(arrays.get(f"{split}_labels"), len(images), split, profile)
     return StoredScans(torch.from_numpy(images).float()[:, None], labels)
 

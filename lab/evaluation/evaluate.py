@@ -188,7 +188,7 @@ class _Bench:
 
     def shift(self, path: Path) -> dict[str, dict[str, float]]:
         """By detector, how often scans of another source are flagged."""
-        seen = self.look(stored(path, "test", self.profile).images)
+        seen = self.look(stored(path, "test", self.profile, labelled=False).images)
         return {name: _rate(seen.flagged(name, self.fpr)) for name in seen.p_values}
 
     def attacked(self, plan: Planned, begun: StoredScans, places: Tensor, clean: Seen) -> Entry:

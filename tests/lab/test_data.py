@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gateway.profile import Profile
 from lab import phantoms
-from lab.data import DataError, load
+from lab.data import DataError, load, stored
 from lab.statistics import clopper_pearson
 
 HEAD = "file,label,split,group\n"
@@ -89,6 +90,14 @@ def test_neither_file_nor_folder_is_refused(tmp_path: Path, profile: Profile) ->
     (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04junk")
     with pytest.raises(DataError, match="cannot be read"):
         load(tmp_path / "junk.npz", profile)
+
+
+def test_what_is_attacked_needs_labels_and_what_is_only_shown_does_not(tmp_path: Path, profile: Profile) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
+    np.savez(tmp_path / "a.npz", test_images=images)
+    with pytest.raises(DataError, match="has no test_labels"):
+        stored(tmp_path / "a.npz", "test", profile)
+    assert len(stored(tmp_path / "a.npz", "test", profile, labelled=False).images) == 3
 
 
 def test_the_interval_holds_its_rate_and_reaches_the_ends() -> None:

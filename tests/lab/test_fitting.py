@@ -135,6 +135,14 @@ def test_asked_for_detectors_come_beside_the_default_ones() -> None:
     assert set(registry.asked_for("all")) >= set(registry.OURS)
 
 
+@pytest.mark.parametrize("command", ["fit", "score", "evaluate", "denoisers"])
+def test_a_device_that_there_is_not_is_said_in_one_sentence(command: str) -> None:
+    result = run(command, "--device", "cuda" if not torch.cuda.is_available() else "vulkan")
+
+    assert result.exit_code == 2
+    assert "Invalid value for '--device'" in result.stderr
+
+
 def without(site: Path, folder: Path, **changes: NDArray[np.generic] | None) -> Path:
     """The data set with some arrays replaced or left out."""
     with np.load(site / "data.npz") as file:
