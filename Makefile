@@ -25,7 +25,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images denoisers study drift phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images denoisers study drift signed phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -109,6 +109,9 @@ study: install ## Measure whole studies on drawn slices; writes docs/results-stu
 
 drift: install ## Measure how soon drift is told; writes docs/results-drift.md
 	@$(BIN)/python -m lab.drift_results
+
+signed: install ## Have a gateway screen 10,000 forgeries of signed scans; writes docs/results-signed.md
+	@$(BIN)/python -m lab.signed_results
 
 phantom: install ## Train the bundled model and fit its detectors anew (hours)
 	@$(BIN)/python -m lab.phantom_classifier

@@ -3,15 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lab.given import Given, model_options
+from lab.live.command import through_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lab.evaluation.attacks import Informed
     from lab.recalibration import Chosen, Movement
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -189,6 +191,8 @@ def score(
 @click.option("--images", type=click.IntRange(min=1), help="scans to attack, instead of the grade's number")
 @click.option("--steps", type=click.IntRange(min=1), help="steps of an attack, instead of the grade's number")
 @click.option("--adaptive", is_flag=True, help="also the attacker who holds the detectors")
+@click.option("--adaptive-form", "forms", type=click.Choice(["single", "suite", "decisions"]), multiple=True,
+              default=["single"], show_default=True, help="of that attacker; repeatable")  # fmt: skip
 @click.option("--shift", "shifts", type=FILE, multiple=True, help="another data set, shown as it is; repeatable")
 @click.option(
     "--out",
@@ -212,6 +216,7 @@ def evaluate(
     images: int | None,
     steps: int | None,
     adaptive: bool,
+    forms: "tuple[Informed, ...]",
     shifts: tuple[Path, ...],
     out: Path | None,
     threat_path: Path | None,
@@ -227,10 +232,10 @@ def evaluate(
     with _refusals():
         threat = ThreatModel.load(threat_path) if threat_path is not None else None
         if threat is not None:
-            _unsaid("--threat-model", "attacks", "eps", "adaptive", "grade_name")
+            _unsaid("--threat-model", "attacks", "eps", "adaptive", "forms", "grade_name")
             wanted = Wanted.of_threat(threat)
         else:
-            wanted = Wanted.of_words(attacks, eps, grade_name, adaptive=adaptive)
+            wanted = Wanted.of_words(attacks, eps, grade_name, adaptive=adaptive, forms=forms)
         given = Given(
             model_path, profile_path, detectors, data_path, shifts, out, junit, images, steps, seed, device
         )  # fmt: skip
@@ -303,8 +308,9 @@ def recalibrate(
 
 
 @main.command()
+@through_options
 @click.option("--attack", "name", help="name of an attack (docs/attacks.md)")
-@click.option("--tamper", help="in place of --attack: metadata, window, pixels, fragments, stripping, replay")
+@click.option("--tamper", help="in place of --attack: metadata, window, pixels, fragments, stripping, replay, …")
 @click.option("--model", "model_path", type=FILE, help="ONNX file that is served")
 @click.option("--profile", "profile_path", type=FILE, help="its profile, TOML")
 @click.option(
@@ -327,11 +333,21 @@ def attack(
     options: tuple[str, ...],
     device: str,
     as_json: bool,
+    through: str | None,
+    **there: Any,
 ) -> None:
-    """Write attacked images or DICOM files, as an intruder would store them."""
+    """Write attacked images or DICOM files, as an intruder would store them; or send them to a gateway."""
     from lab.attacks import command
+    from lab.live import command as live
 
     with _refusals():
+        if through is not None:
+            document = live.run(
+                through=through, attack=name, tamper=tamper, eps=eps, options=options, profile=profile_path,
+                source=data_path, out=out, **there,
+            )  # fmt: skip
+            click.echo(json.dumps(document) if as_json else live.said(document, out))
+            sys.exit(0 if document["ok"] else FOUND_WANTING)
         if tamper is not None:
             document = command.tamper_files(tamper, data_path, out)
         else:

@@ -89,7 +89,7 @@ def attack_images(
     Raises:
         DataError: the file cannot be used, or the attack cannot be made on it.
     """
-    _apart(source, out / source.name)
+    apart(source, out / source.name)
     arrays, _ = opened_npz(source)
     if not {"test_images", "test_labels"} <= set(arrays):
         raise DataError(f"{source}: has no test_images with test_labels")
@@ -113,13 +113,13 @@ def attack_files(
     Raises:
         DataError: the folder cannot be used, or the attack cannot be made on a file.
     """
-    _apart(source, out)
+    apart(source, out)
     logits, rows = _logits(model, profile, device), []
     out.mkdir(parents=True, exist_ok=True)
     with DisposableDecoder() as decompressor:
-        for name, label in _table(source, profile):
+        for name, label in labelled(source, profile):
             try:
-                object_ = opened(_bytes(source, name), profile, decompressor)
+                object_ = opened(file_in(source, name), profile, decompressor)
                 target = Target.of_dicom(logits, object_.rendering, profile)
             except (DicomError, UnexaminableError, ValueError) as error:
                 raise DataError(f"{name}: {error}") from error
@@ -148,7 +148,7 @@ def tamper_files(name: str, source: Path, out: Path) -> dict[str, Any]:
     files = [source] if source.is_file() else sorted(source.glob("*.dcm"))[:FILES_MAX]
     if not files:
         raise DataError(f"{source}: holds no .dcm file")
-    _apart(files[0].parent, out)
+    apart(files[0].parent, out)
     out.mkdir(parents=True, exist_ok=True)
     done, failed = [], []
     for path in files:
@@ -165,7 +165,7 @@ def tamper_files(name: str, source: Path, out: Path) -> dict[str, Any]:
     return document
 
 
-def _apart(source: Path, out: Path) -> None:
+def apart(source: Path, out: Path) -> None:
     """Raise `DataError` where what is written would take the place of what is read."""
     if source.resolve() == out.resolve():
         raise DataError(f"{out}: is what the scans are read from; give --out another folder")
@@ -213,7 +213,7 @@ def _reported(attack: Attack, out: Path, rows: list[dict[str, Any]]) -> dict[str
     return document
 
 
-def _table(source: Path, profile: Profile) -> list[tuple[str, int]]:
+def labelled(source: Path, profile: Profile) -> list[tuple[str, int]]:
     """Return file names and classes from labels.csv."""
     try:
         with (source / "labels.csv").open(newline="", encoding="utf-8") as file:
@@ -229,7 +229,7 @@ def _table(source: Path, profile: Profile) -> list[tuple[str, int]]:
     return [(row["file"], profile.classes.index(row["label"])) for row in rows]
 
 
-def _bytes(folder: Path, name: str) -> bytes:
+def file_in(folder: Path, name: str) -> bytes:
     """Return a file of the folder, not of anywhere else."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -43,10 +43,12 @@ class HopSkipJump(Method):
     halvings: int = 10
     """Of the way to the boundary, in each step."""
     norm: Norm = "l2"
+    others: Tensor | None = field(default=None, repr=False)
+    """(M, 1, rows, columns) stored values of scans of the attacker's own, to begin at; else those attacked together."""
 
     def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
         radius, nearest = scene.radius, Nearest(scene)
-        scene, wrong = begun(replace(scene, radius=math.inf), self.tries, draws)
+        scene, wrong = begun(replace(scene, radius=math.inf), self.tries, draws, self.others)
         for k in range(1, self.steps + 1):
             if not len(wrong):
                 break
@@ -85,7 +87,7 @@ class HopSkipJump(Method):
         return self.norm
 
 
-def begun(scene: Scene, tries: int, draws: torch.Generator) -> tuple[Scene, Tensor]:
+def begun(scene: Scene, tries: int, draws: torch.Generator, others: Tensor | None = None) -> tuple[Scene, Tensor]:
     """Return the images for which a misread point was found, and those points."""
     count = len(scene.clean)
     wrong, known = scene.clean.clone(), torch.zeros(count, dtype=torch.bool, device=scene.clean.device)
@@ -93,10 +95,18 @@ def begun(scene: Scene, tries: int, draws: torch.Generator) -> tuple[Scene, Tens
         if bool(known.all()):
             break
         noise = scene.high * torch.rand(scene.clean.shape, generator=draws, device=scene.clean.device)
-        tried = scene.clean.roll(k // 2 + 1, 0) if k % 2 else noise
+        tried = _another(scene, k // 2, others) if k % 2 else noise
         fresh = ~known & (scene.margin(tried) < 0)
         wrong[fresh], known = tried[fresh], known | fresh
     return scene.only(known), wrong[known]
+
+
+def _another(scene: Scene, number: int, others: Tensor | None) -> Tensor:
+    """Return (N, 1, rows, columns): for each image another scan, of the attacker's own or of the same batch."""
+    if others is None:
+        return scene.clean.roll(number + 1, 0)
+    chosen = others[number % len(others)].expand_as(scene.clean)
+    return (chosen - scene.target.low) / scene.target.unit
 
 
 def portions(probes: int, images: int, batch: int) -> Iterator[int]:

@@ -15,7 +15,6 @@ from signing.testing import flip_pixel_bit, strip_signatures
 
 _PIXEL_DATA = 0x7FE00010
 _EMPTY_ITEM = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
-_DELIMITER_BYTES = 8
 
 Tampering = Callable[[bytes], bytes]
 """Maps a whole DICOM file to the file that an intruder sends instead."""
@@ -27,7 +26,7 @@ def metadata(content: bytes) -> bytes:
     def change(dataset: Dataset) -> None:
         dataset.PatientID, dataset.PatientName = "TAMPERED", "Tampered^Patient"
 
-    return _edited(content, change)
+    return edited(content, change)
 
 
 def window(content: bytes) -> bytes:
@@ -40,7 +39,7 @@ def window(content: bytes) -> bytes:
         centre, width = (_first(dataset.get(name), 256.0) for name in ("WindowCenter", "WindowWidth"))
         dataset.WindowCenter, dataset.WindowWidth = f"{centre + width / 2:g}", f"{width:g}"
 
-    return _edited(content, change)
+    return edited(content, change)
 
 
 def pixels(content: bytes) -> bytes:
@@ -54,11 +53,7 @@ def fragments(content: bytes) -> bytes:
     Raises:
         ValueError: its pixels are not encapsulated.
     """
-    element = read(content).get(_PIXEL_DATA)
-    if element is None or element.fragments is None:
-        raise ValueError("the object's pixels are not encapsulated: there are no fragments")
-    end = element.end - _DELIMITER_BYTES
-    return content[:end] + _EMPTY_ITEM + content[end:]
+    return empty_fragment(content, 1.0)
 
 
 def stripping(content: bytes) -> bytes:
@@ -76,7 +71,7 @@ def replay(content: bytes) -> bytes:
         )
         dataset.StudyInstanceUID = generate_uid(entropy_srcs=[old, "study"])
 
-    return _edited(content, change)
+    return edited(content, change)
 
 
 TAMPERINGS: dict[str, Tampering] = {
@@ -90,6 +85,20 @@ TAMPERINGS: dict[str, Tampering] = {
 """By name, in the order of the documentation."""
 
 
+def empty_fragment(content: bytes, where: float) -> bytes:
+    """Return an encapsulated object with an empty fragment more, after a share of those that it has.
+
+    Raises:
+        ValueError: its pixels are not encapsulated.
+    """
+    element = read(content).get(_PIXEL_DATA)
+    if element is None or element.fragments is None:
+        raise ValueError("the object's pixels are not encapsulated: there are no fragments")
+    after = element.fragments[round(where * (len(element.fragments) - 1))]
+    end = after.offset + after.length
+    return content[:end] + _EMPTY_ITEM + content[end:]
+
+
 def _first(value: Any, absent: float) -> float:
     """Return the first of an element's numbers."""
     if value is None or value == "":
@@ -97,7 +106,7 @@ def _first(value: Any, absent: float) -> float:
     return float(value[0] if isinstance(value, MultiValue) else value)
 
 
-def _edited(content: bytes, change: Callable[[Dataset], None]) -> bytes:
+def edited(content: bytes, change: Callable[[Dataset], None]) -> bytes:
     """Return the object with some elements changed, its transfer syntax and all others kept."""
     dataset = dcmread(BytesIO(content))
     change(dataset)

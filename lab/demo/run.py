@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from gateway.audit.sqlite import SqliteReader
@@ -17,6 +15,7 @@ from gateway.audit.verify import verify as verify_audit
 from gateway.client.client import Answer, Client, ClientError
 from gateway.receipt import ReceiptError, verify_receipt
 from gateway.testing import Addresses, GatewayProcess
+from lab.counters import grown, scraped
 from lab.demo.material import drawn, learned
 from lab.demo.pictures import draw_pictures
 from lab.demo.prepare import Prepared, prepare
@@ -43,9 +42,9 @@ def run(directory: Path, data: Path | None, *, kept: bool) -> Report:
         with GatewayProcess(site.configuration, log=directory / "gateway.log") as gateway:
             addresses = gateway.addresses
             status.update("sending")
-            before = _metrics(addresses)
+            before = scraped(addresses.metrics)
             shown = [_send(row, prepared[row.preparation], site, addresses) for row in ROWS]  # (4) the main job
-            after = _metrics(addresses)
+            after = scraped(addresses.metrics)
         status.update("verifying the audit log")
         with SqliteReader(site.audit_log) as log:
             audit = verify_audit(log, [_public(site.checkpoint_key)])  # (5) the proof
@@ -56,7 +55,7 @@ def run(directory: Path, data: Path | None, *, kept: bool) -> Report:
         rows=tuple(shown),
         audit_records=audit.records,
         audit_verified=audit.ok,
-        metrics=_difference(before, after),
+        metrics=grown(before, after, SHOWN_METRICS),
         pictures=tuple(pictures),
         configuration=site.configuration if kept else None,
         seconds=time.perf_counter() - started,
@@ -96,16 +95,6 @@ def _public(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def _metrics(addresses: Addresses) -> Mapping[str, float]:
-    with urllib.request.urlopen(f"http://{addresses.metrics}/metrics", timeout=10) as reply:
-        text = reply.read().decode()
-    return {
-        f"{sample.name}{{{','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()))}}}": sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
 SHOWN_METRICS = (
     "scanward_scans_total",
     "scanward_findings_total",
@@ -114,9 +103,3 @@ SHOWN_METRICS = (
     "scanward_quarantine_held",
     "scanward_audit_records_total",
 )
-
-
-def _difference(before: Mapping[str, float], after: Mapping[str, float]) -> Mapping[str, float]:
-    """What the demo's scans added to the counters that are shown."""
-    changes = {name: value - before.get(name, 0.0) for name, value in after.items() if name.startswith(SHOWN_METRICS)}
-    return {name: change for name, change in sorted(changes.items()) if change}

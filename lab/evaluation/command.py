@@ -13,7 +13,7 @@ from detectors.artifact import MANIFEST
 from gateway import durable
 from gateway.profile import Profile
 from lab.data import DataError
-from lab.evaluation.attacks import ALL
+from lab.evaluation.attacks import ALL, Informed
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.files import write
 from lab.evaluation.gate import judge, markdown
@@ -32,15 +32,19 @@ class Wanted:
     levels: Sequence[float]
     adaptive: bool
     grade: str
+    forms: Sequence[Informed] = ("single",)
+    """Of the informed attacker; a threat model claims about the first alone."""
 
     @classmethod
-    def of_words(cls, attacks: str, eps: str, grade: str, *, adaptive: bool) -> Wanted:
+    def of_words(
+        cls, attacks: str, eps: str, grade: str, *, adaptive: bool, forms: Sequence[Informed] = ("single",)
+    ) -> Wanted:
         """From the words of the command line; raises `DataError`."""
         try:
             levels = [float(each) for each in eps.split(",")]
         except ValueError as error:
             raise DataError(f"--eps: {eps!r} is no list of numbers") from error
-        return cls(ALL if attacks == "all" else attacks.split(","), levels, adaptive, grade)
+        return cls(ALL if attacks == "all" else attacks.split(","), levels, adaptive, grade, forms)
 
     @classmethod
     def of_threat(cls, threat: ThreatModel) -> Wanted:
@@ -83,7 +87,7 @@ def run(given: Given, wanted: Wanted, threat: ThreatModel | None) -> tuple[dict[
         report = evaluate(
             given.model.read_bytes(), Profile.load(given.profile), given.detectors,
             (given.detectors / MANIFEST).read_bytes(), given.data, attacks=wanted.attacks, levels=wanted.levels,
-            grade=GRADES[wanted.grade].altered(given.images, given.steps), adaptive=wanted.adaptive,
+            grade=GRADES[wanted.grade].altered(given.images, given.steps), adaptive=wanted.adaptive, forms=wanted.forms,
             shifts=given.shifts, seed=given.seed, device=torch.device(given.device), watch=watch, keep=keep,
         )  # fmt: skip
     document, text = report.document(), report.markdown(title)

@@ -139,6 +139,12 @@ def figures() -> Trained:
 
 
 @pytest.fixture(scope="session")
+def more_figures() -> Tensor:
+    """400 of the same images, (400, 1, 24, 24), that no network was trained on."""
+    return drawn(400, seed=3)[0]
+
+
+@pytest.fixture(scope="session")
 def other_figures() -> Trained:
     """The same task learnt from another start: an attacker's surrogate."""
     return made("multiclass", seed=5)
