@@ -64,7 +64,7 @@ def counted(document: dict[str, Any], name: str) -> float:
 def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(
     site: Site, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
-    """Probes rough enough to be held tell him nothing, and asking on and on is what raises the alarm."""
+    """Probes rough enough to be held tell him nothing; what was held lies in quarantine and is counted."""
     source = ward(tmp_path / "ward", site, gateway, CT)
     probing = ("--attack", "nes", "--option", "reach=40", "--option", "steps=9", "--option", "probes=10")
     result = attack(site, gateway, source, tmp_path / "out", "--eps", 60, "--questions", 230, *probing)
@@ -80,7 +80,6 @@ def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(
     assert each["dispositions"]["quarantine"] > 100
     assert counted(document, "scanward_scans_total") > 150
     assert counted(document, "scanward_quarantine_held") > 100
-    assert counted(document, "scanward_query_alarms_total") >= 1
     sent = (tmp_path / "out" / "nes" / "ct.dcm").read_bytes()
     assert len(sent) == len(CT)
     assert sent != CT
