@@ -143,8 +143,8 @@ def document(rows: Mapping[float, Mapping[str, Any]], scans: int, command: str, 
         "",
         f"{scans} test scans, attacked with PGD, and with noise of random signs of the same size. *Moved*: how far the",
         "features of a layer go, as a share of the clean scans' spread. *Own*: scans that lie nearest to the clean",
-        "mean of their true class. *Labels*: mean change of the correlations between labels' scores; none with fewer than",
-        "three.",
+        "mean of their true class. *Labels*: mean change of the correlations between labels' scores; none with fewer",
+        "than three.",
     ]
     for level, row in rows.items():
         said = [f"{kind} {value:.2f}" for kind, value in row["labels"].items() if value is not None]
