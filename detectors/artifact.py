@@ -37,6 +37,8 @@ CATEGORIES = "calibrated_by"
 """Of a manifest: by what scans are told apart, and which kinds were calibrated; absent where all are one."""
 REMOTE = "remote"
 """Of a manifest: which model of a server's was asked; absent where there is a file of it."""
+COLOUR = "colour"
+"""Of a manifest: true where clean scans were in colour; absent where all were grey."""
 MANIFEST_BYTES_MAX = 2**20
 
 _FACTS = (
@@ -127,8 +129,7 @@ class Artefact:
         Returns:
             The bytes of the manifest, which the caller signs.
         """
-        missing = set(_FACTS) - set(facts)
-        if missing:
+        if missing := set(_FACTS) - set(facts):
             raise ArtefactError(f"the manifest lacks {sorted(missing)}")
         directory.mkdir(parents=True, exist_ok=True)
         weights = {channel.name: channel.weight for channel in ensemble.channels}
@@ -264,8 +265,7 @@ def _assemble(
 ) -> Ensemble:
     """Rebuild the ensemble from its files."""
     activation, task = Activation(read_name(shared["activation"])), Task(read_name(shared["task"]))
-    low, high = shared["span"].tolist()
-    span = Span(tuple(low), tuple(high))
+    span = Span(*(tuple(ends) for ends in shared["span"].tolist()))
     twins: dict[str, Twin] = {}
     members = []
     for name in _in_order(shared, entries):
@@ -352,8 +352,7 @@ def _read_manifest(manifest: bytes) -> dict[str, Any]:
         raise ArtefactError("the manifest is not JSON") from error
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
         raise ArtefactError(f"the manifest is not of schema {SCHEMA}")
-    missing = {*_FACTS, "guarantee", "detectors", "denoisers", "ensemble"} - set(facts)
-    if missing:
+    if missing := {*_FACTS, "guarantee", "detectors", "denoisers", "ensemble"} - set(facts):
         raise ArtefactError(f"the manifest lacks {sorted(missing)}")
     for section in ("detectors", "denoisers", "ensemble"):
         entries = facts[section]

@@ -86,8 +86,9 @@ class Easel:
     @classmethod
     def of(cls, model: ProtectedModel, engine: Engine, decompressor: Decompressor) -> Self:
         """For the scans that this model is asked about."""
-        preprocess = PreprocessStage(model.name, model.profile, decompressor)
-        return cls(model.profile, preprocess, TensorImageStage(model.name, model.profile), engine)
+        preprocess = PreprocessStage(model.name, model.profile, decompressor, colour=model.colour)
+        tensors = TensorImageStage(model.name, model.profile, colour=model.colour)
+        return cls(model.profile, preprocess, tensors, engine)
 
     def draw(self, held: Held, scan: Scan, deadline: Deadline) -> bytes:
         """Draw a scan.
@@ -104,16 +105,16 @@ class Easel:
         if scan.tensor is not None:  # (1)
             image, aspect = self.tensors.image_of(scan.tensor), 1.0
             heat = self._explained(image, deadline)  # (2)
-            plane, values = _stretched(image.pixels[heat.frame].mean(axis=0)), heat.values
+            light, values = _stretched(image.pixels[heat.frame]), heat.values
         else:
             frames, rendering = self.preprocess.decoded(_whole(scan))
             image, aspect = self.preprocess.rendered(frames, rendering), rendering.pixel_aspect
             heat = self._explained(image, deadline)
             stored = torch.from_numpy(frames[heat.frame].astype(np.float32)[np.newaxis])
-            plane = shown(stored, rendering, self.profile)[0, 0].numpy()
-            values = heat.values[place_of((plane.shape[0], plane.shape[1]), aspect, self.profile)]
+            light = shown(stored, rendering, self.profile)[0].numpy()
+            values = heat.values[place_of((light.shape[1], light.shape[2]), aspect, self.profile)]
         note = _note(held, heat, len(image.pixels))
-        return overlay(plane, values, aspect=aspect, usual=heat.usual, note=note)  # (3)
+        return overlay(light, values, aspect=aspect, usual=heat.usual, note=note)  # (3)
 
     def _explained(self, image: Image, deadline: Deadline) -> HeatMap:
         return self.engine.explain(image, deadline).result(timeout=deadline.remaining())
@@ -226,10 +227,10 @@ def _whole(scan: Scan) -> VerifiedView:
         raise Settled(f"there is no heat map of this scan: {error.reason}") from None
 
 
-def _stretched(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A model's input as grey from 0 to 1: it came without a window."""
-    low, high = float(plane.min()), float(plane.max())
-    return (plane - low) / (high - low) if high > low else np.zeros_like(plane)
+def _stretched(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A model's input, (channels, rows, columns), from 0 to 1: it came without a window."""
+    low, high = float(pixels.min()), float(pixels.max())
+    return (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
 
 
 def _looked_at(held: Held) -> Finding | None:

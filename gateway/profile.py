@@ -144,7 +144,7 @@ class Input(_Table):
     """Name of the graph's input."""
     layout: Literal["NCHW"]
     channels: Literal[1, 3]
-    """3: the grey image stands in each channel."""
+    """3: red, green, blue; a grey image stands in each of them."""
     size: tuple[int, int] = Field(strict=False)
     """Rows, columns."""
     range: tuple[_Finite, _Finite] = Field(strict=False)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from detectors.artifact import CATEGORIES
+from detectors.artifact import CATEGORIES, COLOUR
 from detectors.calibration import Guarantee, smallest
 from detectors.errors import ConversionError, InputError
 from detectors.models.served import CARD, Card
@@ -99,6 +99,11 @@ class ProtectedModel:
     def shape(self) -> tuple[int, int, int]:
         """(channels, rows, columns) of one image."""
         return (self.profile.input.channels, *self.profile.input.size)
+
+    @property
+    def colour(self) -> bool:
+        """Whether the detectors were fitted on scans in colour; if not, such a scan is none that they can judge."""
+        return json.loads(self.manifest).get(COLOUR) is True
 
     @property
     def model_sha256(self) -> str:

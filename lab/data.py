@@ -104,7 +104,7 @@ class StoredScans:
     """Scans as a file holds them, which is where an attack is applied."""
 
     images: Tensor
-    """(N, 1, rows, columns) float32, whole numbers."""
+    """(N, 1 or 3, rows, columns) float32, whole numbers."""
     labels: Tensor
     """As the profile's task decides."""
 
@@ -118,13 +118,36 @@ def stored(path: Path, split: str, profile: Profile, *, labelled: bool = True) -
     if path.is_dir():
         raise DataError(f"{path}: attacks are written into the stored values of an .npz file, not of a folder")
     arrays, _ = opened_npz(path)
-    images = _npz_images(arrays, split)
+    images = _npz_images(arrays, split, profile)
     if images is None:
         raise DataError(f"{path}: there are no {split} scans")
     if labelled and f"{split}_labels" not in arrays:
         raise DataError(f"{path}: has no {split}_labels: without them no answer is right or wrong")
     labels = _npz_labels(arrays.get(f"{split}_labels"), len(images), split, profile)
-    return StoredScans(torch.from_numpy(images).float()[:, None], labels)
+    return StoredScans(torch.from_numpy(images).float(), labels)
+
+
+def channels_first(images: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """(N, 1 or 3, H, W) of (N, H, W) grey, or of images whose channels come last or first: whichever can be meant.
+
+    Raises:
+        DataError: no 8-bit images, or two axes that may both be that of the channels; under the array's `name`.
+    """
+    told = f"{name} must be uint8 (N, H, W) or (N, H, W, 3), not {images.dtype} {images.shape}"
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+        raise DataError(told)
+    if images.ndim == 3:
+        return images[:, np.newaxis]
+    places = [axis for axis in (1, 3) if images.shape[axis] in (1, 3)]
+    if len(places) != 1:
+        raise DataError(f"{told}: which axis is that of the channels cannot be told")
+    return np.ascontiguousarray(np.moveaxis(images, places[0], 1))
+
+
+def laid_out(images: Tensor, like: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, 1 or 3, rows, columns) whole numbers as the array of an .npz file that they came from has them."""
+    values = images.cpu().numpy().astype(np.uint8)
+    return (values if values.shape[1] != like.shape[-1] else np.moveaxis(values, 1, -1)).reshape(like.shape)
 
 
 def halves(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -165,7 +188,7 @@ def opened_npz(path: Path) -> tuple[dict[str, NDArray[Any]], bytes]:
 
 def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) -> Split:
     """One split; one that the file lacks is empty."""
-    images = _npz_images(arrays, name)
+    images = _npz_images(arrays, name, profile)
     if images is None:
         size = (0, profile.input.channels, *profile.input.size)
         return Split(torch.zeros(size), torch.zeros(0, dtype=torch.int64), (), ())
@@ -185,16 +208,17 @@ def _npz_split(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) 
     return Split(rendered, labels, patients, names, attributes)
 
 
-def _npz_images(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.uint8] | None:
-    """(N, H, W) stored values of one split, N above 0; None where the file has none."""
+def _npz_images(arrays: Mapping[str, NDArray[Any]], name: str, profile: Profile) -> NDArray[np.uint8] | None:
+    """(N, 1 or 3, H, W) stored values of one split, N above 0; None where the file has none."""
     images = arrays.get(f"{name}_images")
     if images is None or not len(images):
         return None
-    if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape:
-        raise DataError(f"{name}_images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
-    if len(blank := np.flatnonzero(images.min((1, 2)) == images.max((1, 2)))):
+    found = channels_first(images, f"{name}_images")
+    if found.shape[1] > profile.input.channels:
+        raise DataError(f"{name}_images are in colour, and the profile's model takes one channel of grey")
+    if len(blank := np.flatnonzero((found.min((2, 3)) == found.max((2, 3))).all(1))):
         raise DataError(f"{name}_images: {len(blank)} have one value everywhere, the first is number {blank[0]}")
-    return images
+    return found
 
 
 def _npz_labels(labels: NDArray[Any] | None, count: int, name: str, profile: Profile) -> Tensor:

@@ -52,6 +52,9 @@ def simulate(
         seed: of every draw.
         task: what the model decides.
     """
+    if (channels := images.shape[1]) > 1 and grey(images):
+        found = simulate(_in_each(model, channels), images[:, :1], device=device, seed=seed, task=task)
+        return Attacked(found.images.repeat(1, channels, 1, 1), found.sources)
     generator = torch.Generator(device).manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
     fine = not on_grid(images)
@@ -103,6 +106,10 @@ def descend(
     Returns:
         (N, C, H, W) attacked images, and (N,) whether the model's answer changed.
     """
+    if (channels := images.shape[1]) > 1 and grey(images):
+        one = _in_each(model, channels)
+        found, fooled = descend(one, images[:, :1], levels=levels, steps=steps, device=device, seed=seed, task=task)
+        return found.repeat(1, channels, 1, 1), fooled
     generator = torch.Generator(device).manual_seed(seed)
     fine = not on_grid(images)
     kept, successes = [], []
@@ -129,6 +136,8 @@ def harmless(images: Tensor, *, seed: int) -> Tensor:
         images: (N, C, H, W) clean scans, 0 to 1.
         seed: of the choice and of the noise.
     """
+    if (channels := images.shape[1]) > 1 and grey(images):
+        return harmless(images[:, :1], seed=seed).repeat(1, channels, 1, 1)
     generator = torch.Generator().manual_seed(seed)
     fine = not on_grid(images)
     out = []
@@ -178,6 +187,8 @@ def noisy(images: Tensor, *, seed: int) -> Tensor:
         images: (N, C, H, W) clean scans, 0 to 1.
         seed: of the noise.
     """
+    if (channels := images.shape[1]) > 1 and grey(images):
+        return noisy(images[:, :1], seed=seed).repeat(1, channels, 1, 1)
     generator = torch.Generator().manual_seed(seed)
     n, c, rows, columns = images.shape
     fine = torch.randn(images.shape, generator=generator)
@@ -188,6 +199,14 @@ def noisy(images: Tensor, *, seed: int) -> Tensor:
     noise = torch.where(draws[1] < 1 / 2, noise.sign(), noise)
     changed = images + EPS_LOW * (EPS_HIGH / EPS_LOW) ** draws[2] * LEVEL * noise
     return storable(changed.clamp(0, 1), images, fine=not on_grid(images))
+
+
+def grey(images: Tensor) -> bool:
+    """Whether the channels of each of (N, C, H, W) images, 0 to 1, are alike to half a grey level.
+
+    Such images are stored with one channel, so what happens to them in a file happens in all channels alike.
+    """
+    return not len(images) or float((images.amax(1) - images.amin(1)).max()) < LEVEL / 2
 
 
 def on_grid(images: Tensor) -> bool:
@@ -204,6 +223,11 @@ def storable(changed: Tensor, clean: Tensor, *, fine: bool) -> Tensor:
     if fine:
         return changed
     return (clean + ((changed - clean) / LEVEL).round() * LEVEL).clamp(0, 1)
+
+
+def _in_each(model: Model, channels: int) -> Model:
+    """The model of the one channel that stands in all of its own."""
+    return lambda images: model(images.expand(-1, channels, -1, -1))
 
 
 def _objective(model: Model, answer: Tensor, loss: Callable[[Tensor, Tensor, Task], Tensor], task: Task) -> Model:

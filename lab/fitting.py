@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
 from detectors import registry
-from detectors.artifact import REMOTE, Artefact
+from detectors.artifact import COLOUR, REMOTE, Artefact
 from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
 from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
@@ -36,12 +36,13 @@ from gateway.profile import Profile
 from lab.categories import Told, categories_of
 from lab.data import DataError, Dataset, Split, halves
 from lab.denoising import USUAL, check, make
+from lab.development import grey
 from lab.evaluation.surrogate import surrogate
 from lab.measuring import measure
 from lab.progress import Watch
 from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
-from lab.workbench import Workbench
+from lab.workbench import Workbench, span_of
 
 FIT_SHARE = 0.8
 """Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
@@ -292,6 +293,7 @@ def _facts(
     worths: Mapping[str, Worth],
 ) -> dict[str, Any]:
     """The manifest's entries on what was fitted, on what, and what it is worth."""
+    kind = {} if grey(span_of(profile).to_unit(parts.fit.images)) else {COLOUR: True}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "scanward": version("scanward"),
@@ -308,4 +310,4 @@ def _facts(
         "conversion_max_abs_diff": apart,
         "heat_usual": usual(ensemble.probe, parts.b.images, denoisers),
         "measured": {**measured, "members": {name: asdict(each) for name, each in worths.items()}},
-    }
+    } | kind

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from gateway.profile import Profile
-from lab.data import Dataset, load
+from lab.data import Dataset, channels_first, load
 from lab.training import export, train_classifier
 
+MODALITIES = {1: "CR", 3: "XC"}
+"""By the number of channels: what such images are taken for, a radiograph or a photograph."""
 _PROFILE = """\
 name = "{name}"
 version = "1"
@@ -21,7 +23,7 @@ classes = {classes}
 [input]
 name = "image"
 layout = "NCHW"
-channels = 1
+channels = {channels}
 size = [{rows}, {columns}]
 range = [0.0, 1.0]
 
@@ -30,7 +32,7 @@ name = "logits"
 activation = "softmax"
 
 [match]
-modality = ["CR"]
+modality = ["{modality}"]
 """
 
 
@@ -57,9 +59,13 @@ def victim(npz: Path, directory: Path) -> Victim:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with np.load(npz, allow_pickle=False) as file:
-        (rows, columns), classes = file["test_images"].shape[1:], [str(name) for name in file["class_names"]]
+        _, channels, rows, columns = channels_first(file["test_images"], "test_images").shape
+        classes = [str(name) for name in file["class_names"]]
     profile_file, model_file = directory / "profile.toml", directory / "model.onnx"
-    text = _PROFILE.format(name=npz.stem, classes=json.dumps(classes), rows=rows, columns=columns)
+    text = _PROFILE.format(
+        name=npz.stem, classes=json.dumps(classes), channels=channels, rows=rows, columns=columns,
+        modality=MODALITIES[channels],
+    )  # fmt: skip
     profile_file.write_text(text, encoding="utf-8")
     profile = Profile.load(profile_file)
     images = load(npz, profile)

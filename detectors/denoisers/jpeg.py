@@ -25,7 +25,7 @@ class JpegDenoiser(Windowed):
     surrogate = Jpeg.surrogate
 
     def restore(self, unit: Tensor) -> Tensor:
-        """Quantise (N, C, H, W) images, each channel by itself."""
+        """Quantise (N, 1 or 3, H, W) images; colour by its brightness and its two differences."""
         return self._quantiser(unit)
 
     @cached_property

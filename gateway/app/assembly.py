@@ -282,7 +282,7 @@ def _stages(
     seed = plan.keys.seed
     stages: tuple[Stage, ...] = (
         signature,
-        PreprocessStage(model.name, model.profile, decompressor),
+        PreprocessStage(model.name, model.profile, decompressor, colour=model.colour),
         DetectionStage(engine, false_positive_rate=rate, grey_p=grey_p, seed_key=seed, taxonomy=model.taxonomy),
     )
     if grey_p is None or configured.destination is not None:
@@ -296,7 +296,8 @@ def _tensors(plan: Plan, route: str, stages: tuple[Stage, ...], metrics: Metrics
     if configured.model is None or configured.destination is not None:
         return None
     model, trust = plan.models[configured.model], plan.trusts[configured.trust].trust
-    first = (BareTensorStage(trust.policy.required_profile, metrics), TensorImageStage(model.name, model.profile))
+    tensors = TensorImageStage(model.name, model.profile, colour=model.colour)
+    first = (BareTensorStage(trust.policy.required_profile, metrics), tensors)
     return Pipeline((*first, *stages[len(first) :]), metrics)
 
 

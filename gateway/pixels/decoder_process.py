@@ -80,21 +80,25 @@ def _decode(request: dict[str, Any], source: int, target: int) -> dict[str, str]
         detail = f"there is no decoder for transfer syntax {request['transfer_syntax'][:64]}"
         return {"reason": "unsupported_transfer_syntax", "detail": detail}
     size = request["bits_allocated"] // 8
-    shape = (request["frames"], request["rows"], request["columns"])
+    shape = (request["frames"], request["rows"], request["columns"], request["samples"])
+    colour = request["samples"] > 1
     with mmap.mmap(source, 0, prot=mmap.PROT_READ) as items, mmap.mmap(target, 0) as room:
-        decoded, _ = decoder.as_array(
+        decoded, facts = decoder.as_array(
             items[:],
-            raw=True,
+            raw=not colour,  # a colour comes as RGB, whatever the codec keeps
             number_of_frames=request["frames"],
             rows=request["rows"],
             columns=request["columns"],
-            samples_per_pixel=1,
+            samples_per_pixel=request["samples"],
+            planar_configuration=request["planar"],
             bits_allocated=request["bits_allocated"],
             bits_stored=request["bits_stored"],
             pixel_representation=int(request["signed"]),
             photometric_interpretation=request["photometric_interpretation"],
             pixel_keyword="PixelData",
         )
+        if colour and facts["photometric_interpretation"] != "RGB":
+            return {"reason": "unsupported_image", "detail": "the compressed pixels do not decode to RGB"}
         if decoded.size != np.prod(shape) or decoded.dtype.itemsize != size:
             return {"reason": "wrong_size", "detail": f"the compressed frames are not {shape[1]} x {shape[2]} pixels"}
         room[:] = decoded.astype(f"<u{size}", copy=False).tobytes()

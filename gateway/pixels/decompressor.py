@@ -73,7 +73,7 @@ class DisposableDecoder:
                 raise UnexaminableError(GatewayReason(reply["reason"]), str(reply["detail"]))
             decoded = mmap.mmap(target, pixel_format.byte_length, prot=mmap.PROT_READ)
         words = np.frombuffer(decoded, f"<u{pixel_format.bits_allocated // 8}")
-        return words.reshape(pixel_format.frames, pixel_format.rows, pixel_format.columns)
+        return words.reshape(pixel_format.shape)
 
     def close(self) -> None:
         """Dismiss the process that stands by."""
@@ -101,6 +101,8 @@ class DisposableDecoder:
                     "frames": pixel_format.frames,
                     "rows": pixel_format.rows,
                     "columns": pixel_format.columns,
+                    "samples": pixel_format.samples,
+                    "planar": pixel_format.planar,
                     "bits_allocated": pixel_format.bits_allocated,
                     "bits_stored": pixel_format.bits_stored,
                     "signed": pixel_format.signed,

@@ -29,7 +29,7 @@ PIXEL_ASPECT_MAX = 16.0
 _FLAT = 1e-6
 """Share of its largest value by which resizing may move a picture that has one value everywhere."""
 
-_MODALITY, _PHOTOMETRIC_INTERPRETATION = 0x00080060, 0x00280004
+_MODALITY, _SAMPLES_PER_PIXEL, _PHOTOMETRIC_INTERPRETATION = 0x00080060, 0x00280002, 0x00280004
 _BITS_STORED, _PIXEL_REPRESENTATION = 0x00280101, 0x00280103
 _RESCALE_INTERCEPT, _RESCALE_SLOPE = 0x00281052, 0x00281053
 _WINDOW_CENTER, _WINDOW_WIDTH, _VOI_LUT_FUNCTION = 0x00281050, 0x00281051, 0x00281056
@@ -80,7 +80,7 @@ class LookupTable:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What an object's header says about its stored values; the default is a plain 8-bit grey image."""
+    """What an object's header says about its stored values; the default is a plain 8-bit image, grey or colour."""
 
     stored: tuple[int, int] = (0, 255)
     """Least and greatest storable value: from Bits Stored and Pixel Representation."""
@@ -93,6 +93,7 @@ class Rendering:
     voi_table: LookupTable | None = None
     """VOI LUT Sequence; used where there is no window."""
     modality: str = ""
+    """Whose window the profile may fix; empty of a colour, which no window is made for."""
     inverted: bool = False
     """MONOCHROME1: the least value is shown white."""
     pixel_aspect: float = 1.0
@@ -132,6 +133,8 @@ class Rendering:
         bits = _read(view.integer, _BITS_STORED) or 0
         if not 1 <= bits <= 32:
             raise _unsupported(f"Bits Stored is {bits}, not 1 to 32")
+        if (_read(view.integer, _SAMPLES_PER_PIXEL) or 1) > 1:  # LUTs and windows are for grey alone (PS3.3 C.11)
+            return cls(stored=(0, (1 << bits) - 1), pixel_aspect=_aspect_of(view))
         signed = _read(view.integer, _PIXEL_REPRESENTATION) == 1
         modality = _read(view.text, _MODALITY) or ""
         fixed = profile.window_for(modality) is not None
@@ -176,7 +179,7 @@ def render(frames: Tensor, rendering: Rendering, profile: Profile) -> Tensor:
     """Show stored values to the model: modality LUT, window, polarity, size, scale; with a gradient throughout.
 
     Args:
-        frames: (N, rows, columns) or (N, 1, rows, columns) stored values, float32.
+        frames: (N, rows, columns) grey or (N, 1 or 3, rows, columns) stored values, float32.
         rendering: the object's own parameters.
         profile: the model's; its window for the modality goes before the object's, and where neither has one the
             full stored range is shown.
@@ -184,7 +187,10 @@ def render(frames: Tensor, rendering: Rendering, profile: Profile) -> Tensor:
     Returns:
         (N, channels, height, width) float32 as the model takes it: in the profile's `range`, then less `mean`,
         over `std`. Letterboxed unless the profile stretches: proportions are kept, pixel spacing heeded, the rest
-        is filled with the lower end of the range.
+        is filled with the lower end of the range. Grey stands in each channel of the model.
+
+    Raises:
+        UnexaminableError: `unsupported_image`: colour, for a model of one channel.
     """
     return _scaled(_resized(shown(frames, rendering, profile), rendering.pixel_aspect, profile), profile)
 
@@ -193,20 +199,25 @@ def shown(frames: Tensor, rendering: Rendering, profile: Profile) -> Tensor:
     """Show stored values as a person sees them: modality LUT, window, polarity; each pixel in its place.
 
     Args:
-        frames: (N, rows, columns) or (N, 1, rows, columns) stored values, float32.
+        frames: (N, rows, columns) grey or (N, 1 or 3, rows, columns) stored values, float32.
         rendering: the object's own parameters.
         profile: the model's, whose window counts first.
 
     Returns:
-        (N, 1, rows, columns), 0 to 1.
+        (N, 1 or 3, rows, columns), 0 to 1.
+
+    Raises:
+        UnexaminableError: `unsupported_image`: colour, for a model of one channel.
     """
     assert frames.dtype == torch.float32
     if frames.ndim == 3:
         frames = frames.unsqueeze(1)
     assert frames.ndim == 4
-    assert frames.shape[1] == 1
-    grey = _windowed(frames, rendering, profile)
-    return 1.0 - grey if rendering.inverted else grey
+    assert frames.shape[1] in (1, 3)
+    if frames.shape[1] > profile.input.channels:
+        raise _unsupported("the image is in colour, and the model takes one channel of grey")
+    light = _windowed(frames, rendering, profile)
+    return 1.0 - light if rendering.inverted else light
 
 
 def place_of(shape: tuple[int, int], pixel_aspect: float, profile: Profile) -> tuple[slice, slice]:
@@ -235,15 +246,15 @@ def require_content(pixels: NDArray[np.float32]) -> None:
 
 
 def from_uint8(images: Tensor, profile: Profile) -> Tensor:
-    """Map 8-bit grey images linearly to the profile's `range`, whatever windows it has.
+    """Map 8-bit images linearly to the profile's `range`, whatever windows it has.
 
     Args:
-        images: (N, rows, columns) or (N, 1, rows, columns), uint8, or float32 from 0 to 255 where a gradient is
-            wanted; an attack rounds its result to whole levels before it is judged.
+        images: (N, rows, columns) grey or (N, 1 or 3, rows, columns), uint8, or float32 from 0 to 255 where a
+            gradient is wanted; an attack rounds its result to whole levels before it is judged.
         profile: the model's.
 
     Returns:
-        (N, channels, height, width) float32, as from `render`.
+        (N, channels, height, width) float32, as from `render`, whose errors it raises.
     """
     return render(images.float(), _EIGHT_BIT, profile)
 
@@ -283,31 +294,31 @@ def _through(window: Window, x: Tensor) -> Tensor:
     return ((x - (window.center - 0.5)) / (window.width - 1.0) + 0.5).clamp(0.0, 1.0)
 
 
-def _resized(grey: Tensor, pixel_aspect: float, profile: Profile) -> Tensor:
-    """Bring (N, 1, rows, columns) to the profile's size."""
+def _resized(light: Tensor, pixel_aspect: float, profile: Profile) -> Tensor:
+    """Bring (N, 1 or 3, rows, columns) to the profile's size."""
     height, width = profile.input.size
-    down, across = place_of((grey.shape[2], grey.shape[3]), pixel_aspect, profile)
+    down, across = place_of((light.shape[2], light.shape[3]), pixel_aspect, profile)
     inner = (down.stop - down.start, across.stop - across.start)
-    if grey.shape[2:] != inner:
+    if light.shape[2:] != inner:
         if profile.input.interpolation == "nearest":
-            grey = functional.interpolate(grey, size=inner, mode="nearest-exact")
+            light = functional.interpolate(light, size=inner, mode="nearest-exact")
         else:
             mode = profile.input.interpolation
-            grey = functional.interpolate(grey, size=inner, mode=mode, align_corners=False, antialias=True)
-            grey = grey.clamp(0.0, 1.0) if mode == "bicubic" else grey  # bicubic overshoots at edges
+            light = functional.interpolate(light, size=inner, mode=mode, align_corners=False, antialias=True)
+            light = light.clamp(0.0, 1.0) if mode == "bicubic" else light  # bicubic overshoots at edges
     if inner != (height, width):
-        grey = functional.pad(grey, (across.start, width - across.stop, down.start, height - down.stop))
-    return grey
+        light = functional.pad(light, (across.start, width - across.stop, down.start, height - down.stop))
+    return light
 
 
-def _scaled(grey: Tensor, profile: Profile) -> Tensor:
-    """0 to 1 onto `range`, less `mean`, over `std`, in each channel."""
+def _scaled(light: Tensor, profile: Profile) -> Tensor:
+    """0 to 1 onto `range`, less `mean`, over `std`, in each channel of the model."""
     low, high = profile.input.range
     means = profile.input.mean or (0.0,) * profile.input.channels
     stds = profile.input.std or (1.0,) * profile.input.channels
-    scale = grey.new_tensor([(high - low) / std for std in stds]).view(1, -1, 1, 1)
-    shift = grey.new_tensor([(low - mean) / std for mean, std in zip(means, stds, strict=True)]).view(1, -1, 1, 1)
-    return grey * scale + shift
+    scale = light.new_tensor([(high - low) / std for std in stds]).view(1, -1, 1, 1)
+    shift = light.new_tensor([(low - mean) / std for mean, std in zip(means, stds, strict=True)]).view(1, -1, 1, 1)
+    return light * scale + shift
 
 
 def _unsupported(detail: str) -> UnexaminableError:

@@ -34,7 +34,7 @@ def overlay(
     """The image, and the image under the map, side by side over a legend.
 
     Args:
-        image: (rows, columns), 0 to 1, as shown in its window.
+        image: (1 or 3, rows, columns), 0 to 1, as shown in its window: grey, or red, green and blue.
         heat: (any rows, any columns) over the same field, at least 0 and finite; in its own unit, which the legend's
             upper end is written in.
         aspect: distance between rows over distance between columns.
@@ -47,18 +47,19 @@ def overlay(
         A PNG file; the panels have the proportions of the body, not of the pixel grid.
 
     Raises:
-        ValueError: an array is empty, of other than two axes, or not finite.
+        ValueError: an array is empty, of other axes, or not finite.
     """
-    for name, values in (("image", image), ("heat", heat)):
-        if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
-            raise ValueError(f"{name} must be a finite array of two axes, not {values.shape}")
-    size = _panel(image.shape, aspect)
-    grey = _scaled(np.clip(image, 0.0, 1.0), size)[..., None].repeat(3, axis=2) * 255.0
+    for name, values, axes in (("image", image, 3), ("heat", heat, 2)):
+        if values.ndim != axes or 0 in values.shape or not np.isfinite(values).all():
+            raise ValueError(f"{name} must be a finite array of {axes} axes, not {values.shape}")
+    size = _panel(image.shape[1:], aspect)
+    channels = [_scaled(np.clip(channel, 0.0, 1.0), size) for channel in image]
+    plain = np.stack(channels if len(channels) == 3 else 3 * channels, axis=-1) * 255.0
     scale = _Scale(float(heat.max()), usual or None)
     share = _scaled(np.clip(heat / scale.end, 0.0, 1.0) if scale.end > 0 else heat, size)
     opacity = (_STRONGEST * np.sqrt(np.clip(share, 0.0, 1.0)))[..., None]
-    under = (grey * (1 - opacity) + _coloured(share) * opacity).astype(np.float32)
-    return _page(grey.astype(np.float32), under, scale, note)
+    under = (plain * (1 - opacity) + _coloured(share) * opacity).astype(np.float32)
+    return _page(plain.astype(np.float32), under, scale, note)
 
 
 @dataclass(frozen=True, slots=True)

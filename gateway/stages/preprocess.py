@@ -17,9 +17,9 @@ from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
 from signing import DicomError, Reason, VerifiedView
 
-_LARGE_PIXELS = 1 << 22
+_LARGE_VALUES = 1 << 22
 _LARGE_AT_ONCE = 2
-"""Frames of more than `_LARGE_PIXELS` that are rendered at the same time: each takes some 16 bytes a pixel."""
+"""Frames of more than `_LARGE_VALUES` that are rendered at the same time: each takes some 16 bytes a value."""
 _SOP_CLASS_UID, _MODALITY, _BODY_PART_EXAMINED = 0x00080016, 0x00080060, 0x00180015
 
 
@@ -30,9 +30,13 @@ class PreprocessStage:
     requires = frozenset({"view"})
     provides = frozenset({"image"})
 
-    def __init__(self, model: str, profile: Profile, decompressor: Decompressor) -> None:
-        """Render as `profile` says for the configured `model`; `decompressor` decodes compressed pixels."""
+    def __init__(self, model: str, profile: Profile, decompressor: Decompressor, *, colour: bool = False) -> None:
+        """Render as `profile` says for the configured `model`; `decompressor` decodes compressed pixels.
+
+        Colour is refused, unless the model's detectors were fitted on `colour` too: they know nothing of it.
+        """
         self._model = model
+        self._colour = colour
         self._profile = profile
         self._decompressor = decompressor
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
@@ -52,13 +56,17 @@ class PreprocessStage:
             image = self.rendered(frames, rendering)  # (3)
         except UnexaminableError as error:
             return case.with_finding(Finding(self.name, Outcome.INDETERMINATE, error.reason, error.detail))
-        count, rows, columns = frames.shape
+        count, (rows, columns) = len(frames), frames.shape[-2:]
         detail = f"{count} frame{'s' if count > 1 else ''} of {rows} x {columns}"
         return case.with_finding(Finding(self.name, Outcome.PASSED, Reason.OK, detail), image=image)
 
     def decoded(self, view: VerifiedView) -> tuple[Pixels, Rendering]:
         """Stored values of all frames, and how they are shown; raises `UnexaminableError`."""
-        return decode(view, self._decompressor), Rendering.of(view, self._profile)
+        frames = decode(view, self._decompressor)
+        if frames.ndim == 4 and not self._colour:
+            detail = "the image is in colour, and the detectors were fitted on grey ones"
+            raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+        return frames, Rendering.of(view, self._profile)
 
     def rendered(self, frames: Pixels, rendering: Rendering) -> Image:
         """What the model is shown; raises `UnexaminableError`."""
@@ -90,7 +98,7 @@ class PreprocessStage:
         size = (self._profile.input.channels, *self._profile.input.size)
         pixels = np.empty((len(frames), *size), np.float32)
         for index, frame in enumerate(frames):
-            if frame.size > _LARGE_PIXELS:
+            if frame.size > _LARGE_VALUES:
                 with self._large:
                     pixels[index] = self._frame(frame, rendering)
             else:

@@ -48,9 +48,10 @@ class TensorImageStage:
     requires: frozenset[str] = frozenset()
     provides = frozenset({"image"})
 
-    def __init__(self, model: str, profile: Profile) -> None:
-        """Compare with the `profile` of the configured `model`."""
+    def __init__(self, model: str, profile: Profile, *, colour: bool = False) -> None:
+        """Compare with the `profile` of the configured `model`; `colour`: whether its detectors were fitted on any."""
         self._model = model
+        self._colour = colour
         self._profile = profile
 
     def run(self, case: Case, deadline: Deadline) -> Case:
@@ -71,7 +72,7 @@ class TensorImageStage:
         return Image(tensor, self._model)
 
     def _require_possible(self, tensor: NDArray[np.float32]) -> None:
-        """The detectors were fitted on grey images within the profile's range; anything else is not theirs to judge."""
+        """The detectors were fitted on such images within the profile's range; others are not theirs to judge."""
         given = self._profile.input
         wanted = (1, given.channels, *given.size)
         if tensor.shape != wanted:
@@ -83,10 +84,10 @@ class TensorImageStage:
         low, high = given.range
         means = np.asarray(given.mean or (0.0,) * given.channels, np.float32).reshape(1, -1, 1, 1)
         stds = np.asarray(given.std or (1.0,) * given.channels, np.float32).reshape(1, -1, 1, 1)
-        grey = (tensor * stds + means - low) / (high - low)
-        if grey.min() < -_SLACK or grey.max() > 1.0 + _SLACK:
+        light = (tensor * stds + means - low) / (high - low)
+        if light.min() < -_SLACK or light.max() > 1.0 + _SLACK:
             detail = "the tensor has values outside the model's range"
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
-        if np.ptp(grey, axis=1).max() > _SLACK:
-            detail = "the tensor's channels differ: the model takes the same grey image in each"
+        if not self._colour and np.ptp(light, axis=1).max() > _SLACK:
+            detail = "the tensor's channels differ, and the detectors were fitted on grey images"
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)

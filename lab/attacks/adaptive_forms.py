@@ -57,13 +57,13 @@ class FeatureMatching(Adaptive):
     name: ClassVar[str] = "adaptive-features"
 
     examples: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    """Clean scans of the attacker's own, (M, 1, rows, columns) stored values, and their labels; None: those attacked.
+    """Clean scans of the attacker's own, (M, C, rows, columns) stored values, and their labels; None: those attacked.
     """
     likeness: float = 1.0
     """Weight of the mean distance over layers, beside the margin."""
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         own = self if self.examples is not None else replace(self, examples=(images, labels))
         return Adaptive.__call__(own, target, images, labels)
 
@@ -166,6 +166,6 @@ class AdaptiveSuite:
         )
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         check(target, images, labels)
         return strongest(self.members, target, images, labels)

@@ -31,7 +31,7 @@ class Attack(Protocol):
 
     @property
     def eps(self) -> float:
-        """Budget, 8-bit grey levels of the window; infinite where the attack is bounded by something else."""
+        """Budget, 8-bit grey levels of the window in each channel; infinite where something else bounds the attack."""
         ...
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
@@ -39,7 +39,8 @@ class Attack(Protocol):
 
         Args:
             target: the model and the way to it.
-            images: (N, 1, rows, columns) float32 stored values, whole numbers, on the model's device.
+            images: (N, C, rows, columns) float32 stored values, whole numbers, on the model's device; C is 1, or 3
+                of a colour.
             labels: what the model should go on to answer and the attacker does not want, as the target's task
                 has it: (N,) int64 classes, (N, findings) or (N, height, width).
 
@@ -54,7 +55,7 @@ class Attacked:
     """The outcome of an attack, judged after rounding."""
 
     images: Tensor
-    """(N, 1, rows, columns) float32 stored values, whole numbers within the budget."""
+    """(N, C, rows, columns) float32 stored values, whole numbers within the budget."""
     success: Tensor
     """(N,) bool: the model's answer is wrong, or the one that was aimed at."""
     margin: Tensor
@@ -71,7 +72,7 @@ class Target:
     model: Callable[[Tensor], Tensor]
     """(N, channels, height, width) rendered images to (N, classes) logits, differentiable."""
     view: Callable[[Tensor], Tensor]
-    """(N, 1, rows, columns) stored values to rendered images, differentiable."""
+    """(N, C, rows, columns) stored values to rendered images, differentiable."""
     level: float
     """Stored values in one 8-bit grey level of the window."""
     low: float
@@ -99,7 +100,7 @@ class Target:
 
     @classmethod
     def of_uint8(cls, model: Callable[[Tensor], Tensor], profile: Profile) -> Self:
-        """Return the target for 8-bit grey images, where a stored value is a grey level."""
+        """Return the target for 8-bit images, where a stored value is a grey level of its channel."""
         return cls(model, lambda x: from_uint8(x, profile), 1.0, 0.0, 255.0, TASKS[profile.task])
 
     @property
@@ -108,7 +109,7 @@ class Target:
         return 255 * self.level
 
     def logits(self, stored: Tensor) -> Tensor:
-        """Return what the model says of (N, 1, rows, columns) stored values: (N, classes) for a classifier."""
+        """Return what the model says of (N, C, rows, columns) stored values: (N, classes) for a classifier."""
         return self.model(self.view(stored))
 
     def budget(self, eps: float) -> float:
@@ -139,8 +140,9 @@ def check(target: Target, images: Tensor, labels: Tensor) -> None:
     Raises:
         ValueError: wrong shape or type, no image at all, or values that no file holds.
     """
-    if images.ndim != 4 or images.shape[1] != 1 or images.dtype != torch.float32:
-        raise ValueError(f"images must be (N, 1, rows, columns) float32, got {tuple(images.shape)} {images.dtype}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.float32:
+        shape = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"images must be (N, 1 or 3, rows, columns) float32, got {shape}")
     if not images.numel():
         raise ValueError("there is no image to attack")
     target.task.check(labels, len(images))

@@ -54,7 +54,7 @@ class AutoAttack:
         return white if norm == "l2" else (*white, Square(eps=eps, batch=batch, seed=seed, queries=self.queries))
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         check(target, images, labels)
         return strongest(self.members, target, images, labels)
 

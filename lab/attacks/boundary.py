@@ -17,13 +17,13 @@ _SLACK = 1e-6
 
 
 def onto_plane(x: Tensor, normal: Tensor, rise: Tensor, *, high: float, norm: Norm) -> Tensor:
-    """Return the shortest change (N, 1, rows, columns) that lifts a linear function by `rise`, inside the range.
+    """Return the shortest change (N, C, rows, columns) that lifts a linear function by `rise`, inside the range.
 
     The amount that each value moves is piecewise linear in one number, and concave, so Newton's method climbs to it
     from below. Where the whole range does not reach, the change is as much as there is.
 
     Args:
-        x: (N, 1, rows, columns) points.
+        x: (N, C, rows, columns) points.
         normal: the function's gradient, shaped like them.
         rise: (N,) by how much it is to change.
         high: greatest value; the least is 0.
@@ -74,7 +74,7 @@ class Nearest:
 
 
 def bisected(scene: Scene, wrong: Tensor, steps: int) -> Tensor:
-    """Return points (N, 1, rows, columns) just on the wrong side of the boundary, on the way from the clean images.
+    """Return points (N, C, rows, columns) just on the wrong side of the boundary, on the way from the clean images.
 
     The way is a straight line for L2; for L-infinity, the largest change that is let through shrinks.
     """

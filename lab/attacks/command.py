@@ -25,7 +25,7 @@ from lab.attacks.dicom import opened, written
 from lab.attacks.measures import change
 from lab.attacks.registry import ATTACKS, named
 from lab.attacks.tampering import TAMPERINGS
-from lab.data import DataError, opened_npz, stored
+from lab.data import DataError, laid_out, opened_npz, stored
 from signing import DicomError
 
 REPORT = "attack.json"
@@ -98,8 +98,7 @@ def attack_images(
     target = Target.of_uint8(_logits(model, profile, device), profile)
     found = _made(attack, target, images, labels)
     out.mkdir(parents=True, exist_ok=True)
-    attacked = found.images[:, 0].cpu().numpy().astype(np.uint8)
-    kept: dict[str, Any] = {**arrays, "test_images": attacked}
+    kept: dict[str, Any] = {**arrays, "test_images": laid_out(found.images, arrays["test_images"])}
     np.savez_compressed(out / source.name, **kept)
     ids = [str(each) for each in arrays.get("test_ids", np.arange(len(images)))]
     return _reported(attack, out, _rows(ids, target, images, found))

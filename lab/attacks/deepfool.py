@@ -53,7 +53,7 @@ class DeepFool(Method):
         return nearest.found(radius)
 
     def _boundary(self, scene: Scene, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient (N, 1, rows, columns) and lead (N,) of the nearest boundary, and the margin (N,)."""
+        """Return the gradient (N, C, rows, columns) and lead (N,) of the nearest boundary, and the margin (N,)."""
         leaf = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = scene.logits(leaf)

@@ -42,7 +42,8 @@ def opened(content: bytes, profile: Profile, decompressor: Decompressor) -> Open
         UnexaminableError: an image that the gateway does not examine either.
     """
     view = VerifiedView.of_unsigned(read(content))
-    frames = torch.from_numpy(decode(view, decompressor).astype(np.float32))[:, None]
+    values = decode(view, decompressor)
+    frames = torch.from_numpy(values.astype(np.float32)).reshape(len(values), -1, *values.shape[-2:])
     return Opened(content, frames, Rendering.of(view, profile), view.text(0x00100020) or "")
 
 
@@ -50,7 +51,8 @@ def written(source: Opened, frames: Tensor) -> bytes:
     """Return the object with other stored values, and every other byte as it was.
 
     A compressed object is written uncompressed, explicit VR little endian, since a codec may not keep what was
-    stored. Write clean images through here as well: what then differs between both is the attack alone.
+    stored; so is colour of another kind than RGB, as RGB. Write clean images through here as well: what then differs
+    between both is the attack alone.
 
     Args:
         source: the object.
@@ -67,8 +69,11 @@ def written(source: Opened, frames: Tensor) -> bytes:
     elements = read(source.content)
     view = VerifiedView.of_unsigned(elements)
     form = PixelFormat.of(view)
-    values = frames[:, 0].cpu().numpy().astype(np.int64)
-    if view.transfer_syntax not in _IN_PLACE:
+    values = frames.cpu().numpy().astype(np.int64)
+    in_place = view.transfer_syntax in _IN_PLACE and not form.photometric_interpretation.startswith("YBR")
+    if not (in_place and form.planar):
+        values = np.moveaxis(values, 1, -1)
+    if not in_place:
         return _rewritten(source.content, _words(values, form, np.zeros(values.shape, np.int64)))
     element = elements.get(_PIXEL_DATA)
     assert element is not None
@@ -89,6 +94,8 @@ def _words(values: NDArray[np.int64], form: PixelFormat, before: NDArray[np.int6
 def _rewritten(content: bytes, words: bytes) -> bytes:
     """Return the object uncompressed, with other Pixel Data."""
     dataset = dcmread(BytesIO(content))
+    if dataset.SamplesPerPixel == 3:
+        dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
     dataset.PixelData = words + b"\0" * (len(words) % 2)
     dataset["PixelData"].VR = "OB" if dataset.BitsAllocated == 8 else "OW"
     dataset["PixelData"].is_undefined_length = False

@@ -141,7 +141,7 @@ def clusters_of(
     Args:
         target: the model and the way to it.
         features: what the model sees inside.
-        images: (N, 1, rows, columns) stored values.
+        images: (N, C, rows, columns) stored values.
         labels: (N,) int64; every class up to the greatest has at least one image.
         components: clusters of a class; of one with fewer images, as many as it has.
         seed: of the first means.

@@ -46,7 +46,7 @@ class GAP:
             raise ValueError(f"eps, epochs, rate, width and batch must be above 0, and finite: {self}")
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Train on (N, 1, rows, columns) stored values, then attack them; see `Attack`."""
+        """Train on (N, C, rows, columns) stored values, then attack them; see `Attack`."""
         return self.learnt(target, images, labels)(target, images, labels)
 
     def learnt(self, target: Target, images: Tensor, labels: Tensor) -> Carried:
@@ -60,7 +60,8 @@ class GAP:
         draws = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            generator, judge = Generator(self.width).to(images.device), Judge(self.width).to(images.device)
+            generator = Generator(images.shape[1], self.width).to(images.device)
+            judge = Judge(images.shape[1], self.width).to(images.device)
         optimiser = torch.optim.Adam(generator.parameters(), self.rate)
         other = torch.optim.Adam(judge.parameters(), self.rate)
         with torch.enable_grad():
@@ -78,7 +79,7 @@ class GAP:
         return generator.eval().requires_grad_(requires_grad=False)
 
     def add(self, target: Target, generator: Generator, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values with a generator that is there."""
+        """Attack (N, C, rows, columns) stored values with a generator that is there."""
         check(target, images, labels)
         made = []
         for part, wanted in zip(torch.split(images, self.batch), torch.split(labels, self.batch), strict=True):
@@ -125,15 +126,15 @@ class Generator(nn.Module):
     What it draws is standardised before it is bounded: else the first steps end where the bound has no gradient.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU())
         self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
         self.deep = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU())
-        self.last = nn.Conv2d(3 * width, 1, 3, padding=1)
+        self.last = nn.Conv2d(3 * width, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, 1, rows, columns) from the same."""
+        """Return (N, C, rows, columns) from the same."""
         fine = self.first(_standard(x))
         coarse = self.deep(self.down(fine))
         wide = functional.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False)
@@ -143,18 +144,19 @@ class Generator(nn.Module):
 
 
 def _standard(x: Tensor) -> Tensor:
-    """Return images (N, 1, rows, columns) of mean 0 and deviation 1."""
+    """Return images (N, C, rows, columns) of mean 0 and deviation 1."""
     mean, spread = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
     return (x - mean) / (spread + 1e-3)
 
 
 class Judge(nn.Module):
-    """Tells scans from what was made of them: (N, 1, rows, columns) to (N, 1), above 0 for a scan."""
+    """Tells scans from what was made of them: (N, C, rows, columns) to (N, 1), above 0 for a scan."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, width, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, width, 3, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.LeakyReLU(0.2),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 1),
         )  # fmt: skip
 

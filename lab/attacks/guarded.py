@@ -88,7 +88,7 @@ class GatewayDecisions:
         assert self._search
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         return self._search(guarded(target, self.ensemble, self.alpha), images, labels)
 
     @property

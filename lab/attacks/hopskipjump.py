@@ -67,7 +67,7 @@ class HopSkipJump(Method):
         return nearest.found(radius)
 
     def _direction(self, scene: Scene, x: Tensor, probes: int, draws: torch.Generator) -> Tensor:
-        """Return the direction (N, 1, rows, columns) in which wrong answers are more frequent among probes."""
+        """Return the direction (N, C, rows, columns) in which wrong answers are more frequent among probes."""
         step = 0.5 / scene.target.unit * math.sqrt(x[0].numel())
         reach = (REACH * length(x - scene.clean)).clamp_min(step)
         total, signed, sign = torch.zeros_like(x), torch.zeros_like(x), torch.zeros(len(x), 1, 1, 1, device=x.device)

@@ -82,7 +82,7 @@ def painted_over(images: Tensor, depth: Tensor) -> Tensor:
     inside = depth > 0
     smooth = gaussian(images, 1.5)
     count = (~inside).float().flatten(1).sum(dim=1).view(-1, 1, 1, 1)
-    filled = torch.where(inside, (smooth * ~inside).sum(dim=(1, 2, 3), keepdim=True) / count, smooth)
+    filled = torch.where(inside, (smooth * ~inside).sum(dim=(2, 3), keepdim=True) / count, smooth)
     for _ in range(DIFFUSIONS):
         around = functional.avg_pool2d(functional.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, 1)
         filled = torch.where(inside, around, smooth)

@@ -53,7 +53,7 @@ class LowFrequencyPGD(Method):
 
     def _grid(self, images: Tensor) -> tuple[int, int, int, int]:
         rows, columns = (max(2, math.ceil(side / self.grain)) for side in images.shape[2:])
-        return len(images), 1, rows, columns
+        return len(images), images.shape[1], rows, columns
 
     def _starts(self, _classes: int) -> int:
         return self.restarts
@@ -72,7 +72,7 @@ class _Back:
 
 
 def smooth(scene: Scene, amounts: Tensor) -> tuple[Tensor, _Back]:
-    """Return points changed by a grid (N, 1, h, w) of shares of the radius, -1 to 1, and the way back for gradients."""
+    """Return points changed by a grid (N, C, h, w) of shares of the radius, -1 to 1, and the way back for gradients."""
     leaf = amounts.detach().requires_grad_(True)
     with torch.enable_grad():
         wide = functional.interpolate(leaf, scene.clean.shape[2:], mode="bilinear", align_corners=True)

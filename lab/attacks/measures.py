@@ -37,7 +37,7 @@ class Change:
 
 
 def change(target: Target, before: Tensor, after: Tensor) -> Change:
-    """Compare (N, 1, rows, columns) stored values with their attacked copies.
+    """Compare (N, C, rows, columns) stored values with their attacked copies.
 
     Norms count every stored value, seen or not; SSIM compares what the window shows.
     """
@@ -57,7 +57,7 @@ def change(target: Target, before: Tensor, after: Tensor) -> Change:
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Return (N,): mean structural similarity of (N, 1, rows, columns) images from 0 to 1.
+    """Return (N,): mean structural similarity of (N, C, rows, columns) images from 0 to 1.
 
     Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its Gaussian window; borders repeat.
     """

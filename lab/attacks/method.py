@@ -52,7 +52,7 @@ class Method(ABC):
             raise ValueError(f"eps must be finite: {self}")
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         check(target, images, labels)
         draws = torch.Generator(images.device).manual_seed(self.seed)
         best, classes = self._clean(target, images, labels)

@@ -41,7 +41,7 @@ class Patch(Method):
 
     def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
         best = Best(scene)
-        where = placed(scene.clean, self.share, draws)
+        where = placed(scene.clean, self.share, draws).expand_as(scene.clean)
         black = (scene.target.black - scene.target.low) / scene.target.unit
         count, area = (1 if self.shared else len(where)), int(where[0].sum())
         content = black + torch.rand(count, area, generator=draws, device=where.device)
@@ -67,7 +67,7 @@ class Patch(Method):
 
 
 def _painted(images: Tensor, where: Tensor, content: Tensor) -> Tensor:
-    """Return images whose squares hold the content, (1 or N, pixels of a square)."""
+    """Return images whose squares hold the content, (1 or N, values of a square)."""
     x = images.clone()
     x[where] = content.expand(len(images), -1).reshape(-1)
     return x

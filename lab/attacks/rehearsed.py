@@ -24,7 +24,7 @@ class Rehearsing(Protocol):
         ...
 
     def learnt(self, target: Target, images: Tensor, labels: Tensor) -> Carried:
-        """Learn on (N, 1, rows, columns) stored values and their labels."""
+        """Learn on (N, C, rows, columns) stored values and their labels."""
         ...
 
 
@@ -41,7 +41,7 @@ class Rehearsed:
 
     attack: Rehearsing
     images: Tensor = field(repr=False)
-    """(M, 1, rows, columns) stored values of his own, before the same target."""
+    """(M, C, rows, columns) stored values of his own, before the same target."""
     labels: Tensor = field(repr=False)
 
     @property
@@ -50,6 +50,6 @@ class Rehearsed:
         return self.attack.eps
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         check(target, images, labels)
         return self.attack.learnt(target, self.images, self.labels)(target, images, labels)

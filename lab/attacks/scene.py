@@ -25,7 +25,7 @@ class Found(NamedTuple):
     """What a search found."""
 
     images: Tensor
-    """(N, 1, rows, columns) float32 in units of the window, storable and within the budget."""
+    """(N, C, rows, columns) float32 in units of the window, storable and within the budget."""
     margin: Tensor
     """(N,) float32 of these very images."""
     curve: Tensor | None = None
@@ -42,7 +42,7 @@ class Scene:
 
     target: Target
     clean: Tensor
-    """(N, 1, rows, columns) float32, storable."""
+    """(N, C, rows, columns) float32, storable."""
     labels: Tensor
     """As the target's task has them."""
     radius: float
@@ -59,7 +59,7 @@ class Scene:
 
     @classmethod
     def of(cls, target: Target, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Self:
-        """Return the scene of (N, 1, rows, columns) stored values.
+        """Return the scene of (N, C, rows, columns) stored values.
 
         Args:
             target: the model and the way to it.
@@ -105,7 +105,7 @@ class Scene:
         return replace(self, goals=order[:, rank % (logits.shape[1] - 1)])
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return what the model says of points (N, 1, rows, columns) as they would be stored; with a gradient."""
+        """Return what the model says of points (N, C, rows, columns) as they would be stored; with a gradient."""
         return self.target.logits(self.shown(x))
 
     def shown(self, x: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def rising(scene: Scene, loss: Loss, logits: Tensor) -> Tensor:
 
 
 def rounded_within(change: Tensor, rounded: Tensor, radius: float) -> Tensor:
-    """Round changes (N, 1, rows, columns) to whole numbers no longer, together, than `radius`.
+    """Round changes (N, C, rows, columns) to whole numbers no longer, together, than `radius`.
 
     Where plain rounding is too long, as many values as fit are rounded away from 0, the nearest to it first; the
     rest are cut. Cutting alone never lengthens, so the result is always within the radius.

@@ -77,9 +77,10 @@ class ZOO(Method):
     def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
         best = Best(scene)
         rows, columns = (math.ceil(side / self.grain) for side in scene.clean.shape[2:])
-        amounts = torch.zeros(len(scene.clean), rows * columns, device=scene.clean.device)
+        cells = scene.clean.shape[1] * rows * columns
+        amounts = torch.zeros(len(scene.clean), cells, device=scene.clean.device)
         adam = Adam.of(amounts)
-        count = min(self.cells, rows * columns)
+        count = min(self.cells, cells)
         for _ in range(self.steps):
             chosen = torch.rand(amounts.shape, generator=draws, device=amounts.device).argsort(dim=1)[:, :count]
             slopes = self._slopes(scene, amounts, chosen, columns)
@@ -112,7 +113,7 @@ class ZOO(Method):
 
     def _drawn(self, scene: Scene, amounts: Tensor, columns: int) -> Tensor:
         """Return points changed by shares (N, cells) of the radius."""
-        grid = amounts.view(len(amounts), 1, -1, columns)
+        grid = amounts.view(len(amounts), scene.clean.shape[1], -1, columns)
         wide = functional.interpolate(grid, scale_factor=self.grain, mode="nearest")
         rows, across = scene.clean.shape[2:]
         return scene.inside(scene.clean + scene.radius * wide[:, :, :rows, :across])
@@ -170,11 +171,11 @@ def simulated(
     *,
     batch: int,
 ) -> Tensor:
-    """Return a direction (N, 1, rows, columns) in which the margin falls, from pairs of opposite random probes.
+    """Return a direction (N, C, rows, columns) in which the margin falls, from pairs of opposite random probes.
 
     Args:
         scene: the images, and the model to ask.
-        x: (N, 1, rows, columns), where.
+        x: (N, C, rows, columns), where.
         probes: pairs an image.
         reach: standard deviation of the probes, in units of the window.
         draws: of the probes.

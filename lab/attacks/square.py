@@ -34,7 +34,8 @@ class Square(Method):
 
     def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
         best = Best(scene)
-        x = scene.inside(scene.clean + scene.radius * _signs((len(scene.clean), 1, 1, scene.clean.shape[3]), draws))
+        channels, columns = scene.clean.shape[1], scene.clean.shape[3]
+        x = scene.inside(scene.clean + scene.radius * _signs((len(scene.clean), channels, 1, columns), draws))
         margin = scene.margin(x)
         best.keep(scene, x, margin)
         for query in range(1, self.queries):
@@ -46,7 +47,7 @@ class Square(Method):
             side = self._side(query, scene.clean.shape[2:])
             where = _squares(x, side, draws)
             tried = torch.where(
-                where, scene.inside(scene.clean + scene.radius * _signs((len(x), 1, 1, 1), draws)), x
+                where, scene.inside(scene.clean + scene.radius * _signs((len(x), channels, 1, 1), draws)), x
             )  # fmt: skip
             found = scene.margin(tried)
             best.keep(scene, tried, found)

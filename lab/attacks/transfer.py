@@ -36,7 +36,7 @@ class Transfer:
         return self.attack.eps
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Attack (N, 1, rows, columns) stored values; see `Attack`."""
+        """Attack (N, C, rows, columns) stored values; see `Attack`."""
         check(target, images, labels)
         made = self.attack(replace(target, model=self.surrogate), images, labels)
         return target.judged(made.images, labels, batch=32)

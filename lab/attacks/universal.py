@@ -42,7 +42,7 @@ class UniversalPerturbation:
             raise ValueError(f"eps, epochs, stride and batch must be above 0, and finite: {self}")
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor) -> Attacked:
-        """Craft the change on (N, 1, rows, columns) stored values and add it to them; see `Attack`."""
+        """Craft the change on (N, C, rows, columns) stored values and add it to them; see `Attack`."""
         return self.learnt(target, images, labels)(target, images, labels)
 
     def learnt(self, target: Target, images: Tensor, labels: Tensor) -> Carried:
@@ -51,7 +51,7 @@ class UniversalPerturbation:
         return lambda before, others, theirs: add(before, change, others, theirs, batch=self.batch)
 
     def crafted(self, target: Target, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the change (1, 1, rows, columns) in stored values: whole numbers within the budget.
+        """Return the change (1, C, rows, columns) in stored values: whole numbers within the budget.
 
         Of the points after each epoch, the one that misleads most images is taken.
         """
@@ -75,6 +75,6 @@ class UniversalPerturbation:
 
 
 def add(target: Target, change: Tensor, images: Tensor, labels: Tensor, *, batch: int) -> Attacked:
-    """Add one change (1, 1, rows, columns) of stored values to every image, as far as values can be stored."""
+    """Add one change (1, C, rows, columns) of stored values to every image, as far as values can be stored."""
     check(target, images, labels)
     return target.judged((images + change).clamp(target.low, target.high), labels, batch=batch)

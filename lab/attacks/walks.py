@@ -18,7 +18,7 @@ class Walk(Protocol):
 
     @property
     def at(self) -> Tensor:
-        """(N, 1, ...): the place in the walk's own terms."""
+        """(N, C, ...): the place in the walk's own terms."""
         ...
 
     def anywhere(self, scene: Scene, draws: torch.Generator) -> Self:
@@ -26,11 +26,11 @@ class Walk(Protocol):
         ...
 
     def shown(self, scene: Scene) -> Tensor:
-        """Return the points (N, 1, rows, columns) of this place."""
+        """Return the points (N, C, rows, columns) of this place."""
         ...
 
     def drawn(self, scene: Scene, direction: Tensor) -> Tensor:
-        """Return a direction (N, 1, rows, columns) in the walk's own terms, shaped like `at`."""
+        """Return a direction (N, C, rows, columns) in the walk's own terms, shaped like `at`."""
         ...
 
     def stepped(self, scene: Scene, pace: Tensor, share: float) -> Self:
@@ -47,7 +47,7 @@ def begun(scene: Scene, grain: int) -> Walk:
     if not grain:
         return Pixels(scene.clean.clone())
     rows, columns = (max(2, math.ceil(side / grain)) for side in scene.clean.shape[2:])
-    return Grid(torch.zeros(len(scene.clean), 1, rows, columns, device=scene.clean.device))
+    return Grid(torch.zeros(*scene.clean.shape[:2], rows, columns, device=scene.clean.device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from gateway.pixels.imaging import Rendering
 from gateway.profile import Profile
 from gateway.testing import write_signing_key
 from lab import phantoms
-from lab.demo.radiograph import to_dicom
+from lab.demo.written import to_dicom
 from lab.fitting import Parts, fit
 from lab.progress import progress
 from lab.victims import victim
@@ -30,7 +30,7 @@ class Specimen:
 
     name: str
     stored: Tensor
-    """(1, 1, rows, columns) float32, whole numbers."""
+    """(1, C, rows, columns) float32, whole numbers."""
     label: int
     as_dicom: Callable[[Tensor], bytes]
     """The file that holds such stored values in place of the specimen's own."""
@@ -106,7 +106,7 @@ def learned(npz: Path, directory: Path) -> Material:
         stored = ((test.images[index : index + 1] - low) / (high - low) * 255).round()
 
         def as_dicom(values: Tensor) -> bytes:
-            return to_dicom(values[0, 0].numpy().astype(np.uint8), name=f"{npz.stem}-{index}")
+            return to_dicom(values[0].numpy().astype(np.uint8), name=f"{npz.stem}-{index}")
 
         return Specimen(f"{npz.stem} {test.ids[index]}", stored, int(test.labels[index]), as_dicom)
 
@@ -116,7 +116,7 @@ def learned(npz: Path, directory: Path) -> Material:
         model_file=trained.model_file,
         detectors=directory / "detectors",
         artefact_key=directory / "artefact.pub",
-        rendering=Rendering(modality="CR"),
+        rendering=Rendering(),
         specimen=specimen,
         count=len(test),
     )

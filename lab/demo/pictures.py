@@ -48,17 +48,18 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     axes = figure.subplots(1, 4)
     low, high = material.profile.input.range
-    grey = {"cmap": "gray", "vmin": low, "vmax": high}
-    axes[0].imshow(_plane(clean), **grey)
+    clean, sent, denoised = ((each - low) / (high - low) for each in (clean, sent, denoised))
+    grey = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}
+    axes[0].imshow(_light(clean), **grey)
     axes[0].set_title("before: as the scanner made it" if attacked else "as it came")
-    axes[1].imshow(_plane(sent if attacked else denoised), **grey)
+    axes[1].imshow(_light(sent if attacked else denoised), **grey)
     axes[1].set_title("after: as it was sent" if attacked else "denoised: what the model receives")
-    change = _plane(sent - clean if attacked else denoised - sent) * 255 / (high - low)
+    change = (sent - clean if attacked else denoised - sent)[0].mean(0) * 255
     bound = float(change.abs().max()) or 1.0
     shown = axes[2].imshow(change, cmap="RdBu_r", vmin=-bound, vmax=bound)
     axes[2].set_title("what was changed" if attacked else "what denoising took and gave")
     figure.colorbar(shown, ax=axes[2], shrink=0.8, label="grey levels of 256")
-    axes[3].imshow(_plane(sent), **grey)
+    axes[3].imshow(_light(sent), **grey)
     glow = axes[3].imshow(heat, cmap="inferno", alpha=(heat / heat.max().clamp_min(1e-12)).sqrt() * 0.85)
     axes[3].set_title("where the model's reasons change\nwhen noise is taken out")
     figure.colorbar(glow, ax=axes[3], shrink=0.8, label="change of the model's score, for each pixel")
@@ -70,5 +71,6 @@ def _draw(material: Material, artefact: Artefact, scan: Prepared, path: Path) ->
     return path
 
 
-def _plane(images: Tensor) -> Tensor:
-    return images[0].mean(0)
+def _light(images: Tensor) -> Tensor:
+    """(rows, columns, 1 or 3), 0 to 1, of the first image."""
+    return images[0].permute(1, 2, 0).clamp(0, 1)

@@ -45,7 +45,7 @@ class Prepared:
     note: str = ""
     """What was done to it, for people."""
     before: Tensor | None = None
-    """(1, 1, rows, columns) stored values before the attack, or of the grey scan."""
+    """(1, C, rows, columns) stored values before the attack, or of the grey scan."""
     after: Tensor | None = None
     """The same after the attack; None where there was none."""
 

@@ -14,7 +14,7 @@ from detectors.neighbours.jpeg import Jpeg
 
 @dataclass(frozen=True, slots=True)
 class Benign:
-    """A change of 8-bit stored values (N, 1, rows, columns), given a size in grey levels and a seed."""
+    """A change of 8-bit stored values (N, C, rows, columns), given a size in grey levels and a seed."""
 
     change: Callable[[Tensor, float, int], Tensor]
     sized: bool

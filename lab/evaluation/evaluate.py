@@ -127,7 +127,7 @@ class _Bench:
         return Means.of(self.ensemble.probe, self.target, self.profile, data, seed, self.device, watch)
 
     def look(self, images: Tensor) -> Seen:
-        """Examine stored values (N, 1, rows, columns)."""
+        """Examine stored values (N, C, rows, columns)."""
         suspicion: dict[str, list[Tensor]] = {}
         p_values: dict[str, list[Tensor]] = {}
         decisions = []

@@ -65,6 +65,26 @@ def test_the_jpeg_quantiser_agrees_with_a_real_jpeg_to_its_rounding() -> None:
     assert (ours - decoded).abs().max() <= 3  # where a coefficient lies on a half, either way is right
 
 
+def test_in_colour_it_agrees_with_a_real_jpeg_too() -> None:
+    """Odd sides, differences of half the resolution; a codec rounds at every step and draws edges out a little."""
+    image_module = pytest.importorskip("PIL.Image")
+    levels = (torch.stack([smooth(k, 61)[0, 0] for k in (1, 2, 3)], 2) * 255).round()
+    file = io.BytesIO()
+    image_module.fromarray(levels.numpy().astype(np.uint8)).save(file, "JPEG", quality=75)
+    decoded = torch.from_numpy(np.asarray(image_module.open(file)).astype(np.float32))
+
+    ours = Jpeg(75)((levels * LEVEL).permute(2, 0, 1)[None])[0].permute(1, 2, 0) * 255
+
+    apart = (ours - decoded).abs()
+    assert apart.mean() <= 1.0
+    assert apart.mean() < (levels - decoded).abs().mean() / 2
+
+
+def test_grey_in_three_channels_is_compressed_like_grey() -> None:
+    grey = smooth(1, 45)
+    assert torch.allclose(Jpeg(75)(grey.expand(-1, 3, -1, -1)), Jpeg(75)(grey).expand(-1, 3, -1, -1), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 20, 13), (1, 3, 64, 64)])
 def test_neighbours_keep_shape_range_and_gradient(shape: tuple[int, ...]) -> None:
     x = images(*shape).requires_grad_()

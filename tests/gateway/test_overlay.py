@@ -11,7 +11,7 @@ from PIL import Image
 
 from gateway.pixels.overlay import PANEL_PIXELS, overlay
 
-GREY = np.full((40, 80), 0.5, np.float32)
+GREY = np.full((1, 40, 80), 0.5, np.float32)
 
 
 def drawn(
@@ -39,7 +39,7 @@ def test_the_hot_place_is_tinted_and_the_plain_image_beside_it_is_not() -> None:
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0, 3.0])
 def test_the_panels_have_the_proportions_of_the_body(aspect: float) -> None:
-    white = np.ones((40, 80), np.float32)
+    white = np.ones((1, 40, 80), np.float32)
     page = drawn(white, np.zeros((8, 8), np.float32), aspect)
     bright = (page[..., :3] == 255).all(axis=2)
     rows, columns = np.nonzero(bright.sum(axis=1) > 20)[0], np.nonzero(bright.sum(axis=0) > 20)[0]
@@ -48,6 +48,14 @@ def test_the_panels_have_the_proportions_of_the_body(aspect: float) -> None:
     tall, wide = rows[-1] - rows[0] + 1, first[-1] - first[0] + 1
     assert tall / wide == pytest.approx(aspect * 40 / 80, rel=0.02)
     assert max(tall, wide) == PANEL_PIXELS
+
+
+def test_a_photograph_keeps_its_colour_beside_the_map() -> None:
+    red = np.stack([np.full((40, 80), level, np.float32) for level in (0.9, 0.5, 0.1)])
+    page = drawn(red, np.zeros((8, 8), np.float32))
+    assert page[60, 60].tolist() == [230, 128, 26]
+    with pytest.raises(ValueError, match="image must be a finite array of 3 axes"):
+        overlay(red[0], np.zeros((8, 8), np.float32))
 
 
 def test_without_heat_nothing_is_tinted() -> None:
@@ -80,5 +88,5 @@ def test_the_scale_bears_a_mark_where_clean_scans_end(peak: float, place: float)
 
 @pytest.mark.parametrize("heat", [np.full((4, 4), np.nan, np.float32), np.zeros((0, 4), np.float32), np.zeros(4)])
 def test_what_is_no_map_is_refused(heat: NDArray[np.float32]) -> None:
-    with pytest.raises(ValueError, match="heat must be a finite array of two axes"):
+    with pytest.raises(ValueError, match="heat must be a finite array of 2 axes"):
         overlay(GREY, heat)

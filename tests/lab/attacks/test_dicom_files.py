@@ -24,6 +24,7 @@ from lab.attacks.dicom import Opened, opened, written
 from lab.attacks.tampering import TAMPERINGS
 from lab.cli import main
 from lab.demo.material import BUNDLED
+from lab.demo.written import to_dicom
 from signing import SignatureError, read
 from signing.testing import Hospital
 
@@ -88,6 +89,28 @@ def test_a_compressed_object_keeps_its_header(profile: Profile) -> None:
     assert [each for each in after if each.keyword != "PixelData"] == [
         each for each in theirs if each.keyword != "PixelData"
     ]
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize("kind", ["RGB", "YBR_FULL"])
+def test_colour_is_written_as_it_is_read_again(planar: int, kind: str) -> None:
+    """RGB in place, with every other byte as it was; another kind as RGB."""
+    noise = np.random.default_rng(planar).integers(0, 256, (3, 10, 12), dtype=np.uint8)
+    dataset = pydicom.dcmread(BytesIO(to_dicom(noise, name="colour")))
+    dataset.PlanarConfiguration, dataset.PhotometricInterpretation = planar, kind
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    text = b'name="s"\nversion="1"\ntask="multiclass"\nclasses=["a","b"]\n[input]\nname="x"\nlayout="NCHW"\n'
+    profile = Profile.from_toml(text + b"channels=3\nsize=[10,12]\nrange=[0.0,1.0]\n")
+    source = looked_at(file.getvalue(), profile)
+    changed = (source.frames + 3).clamp(0, 255)
+    content = written(source, changed)
+
+    assert source.frames.shape == (1, 3, 10, 12)
+    assert torch.equal(looked_at(content, profile).frames, changed)
+    assert np.array_equal(pydicom.dcmread(BytesIO(content)).pixel_array, changed[0].permute(1, 2, 0).numpy())
+    if kind == "RGB":
+        assert written(source, source.frames) == file.getvalue()
 
 
 def test_what_cannot_be_stored_is_refused(profile: Profile) -> None:

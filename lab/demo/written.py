@@ -1,4 +1,4 @@
-"""Writes an 8-bit grey image as a Computed Radiography object, so that it can go through every door like any scan."""
+"""Writes an 8-bit image as a DICOM object, so that it can go through every door like any scan."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, VLPhotographicImageStorage
+
+from lab.victims import MODALITIES
 
 
 def to_dicom(pixels: NDArray[np.uint8], *, name: str) -> bytes:
-    """Return a Computed Radiography Image (PS3.3 A.2) of (rows, columns) pixels, Explicit VR Little Endian.
+    """Return (1 or 3, rows, columns) pixels as an object, Explicit VR Little Endian.
+
+    Grey becomes a Computed Radiography Image (PS3.3 A.2), colour a VL Photographic Image (PS3.3 A.32.4).
 
     All UIDs follow from `name` (PS3.5 B.2, root 2.25), so the same call gives the same bytes.
     """
     dataset = Dataset()
-    dataset.SOPClassUID = ComputedRadiographyImageStorage
+    samples = len(pixels)
+    dataset.SOPClassUID = ComputedRadiographyImageStorage if samples == 1 else VLPhotographicImageStorage
     dataset.SOPInstanceUID = _uid("instance", name)
     dataset.StudyInstanceUID = _uid("study", name)
     dataset.SeriesInstanceUID = _uid("series", name)
@@ -26,7 +31,7 @@ def to_dicom(pixels: NDArray[np.uint8], *, name: str) -> bytes:
         setattr(dataset, f"{keyword}Date", "20250314")
         setattr(dataset, f"{keyword}Time", "092653")
     dataset.SpecificCharacterSet = "ISO_IR 192"
-    dataset.Modality = "CR"
+    dataset.Modality = MODALITIES[samples]
     dataset.Manufacturer = "Scanward"
     dataset.PatientName, dataset.PatientID = "Demo^Image", name[:64]
     dataset.PatientBirthDate, dataset.PatientSex = "", "O"
@@ -34,12 +39,14 @@ def to_dicom(pixels: NDArray[np.uint8], *, name: str) -> bytes:
     dataset.SeriesNumber = dataset.InstanceNumber = "1"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BodyPartExamined = dataset.ViewPosition = dataset.PatientOrientation = dataset.Laterality = ""
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel = samples
+    dataset.PhotometricInterpretation = "MONOCHROME2" if samples == 1 else "RGB"
+    if samples > 1:
+        dataset.PlanarConfiguration = 0
+    dataset.Rows, dataset.Columns = pixels.shape[1:]
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
     dataset.PixelRepresentation = 0
-    dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+    dataset.PixelData = np.moveaxis(pixels, 0, -1).tobytes() + b"\0" * (pixels.size % 2)
     dataset["PixelData"].VR = "OB"
 
     meta = FileMetaDataset()
