@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.given import Given, model_options
 from lab.live.command import through_options
+from lab.whereabouts import Whereabouts, model_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lab.evaluation.attacks import Informed
-    from lab.recalibration import Chosen, Movement
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -62,7 +59,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def fit(
     *,
-    given: Given,
+    model_at: Whereabouts,
     profile_path: Path,
     data_path: Path,
     out: Path,
@@ -92,12 +89,12 @@ def fit(
         profile = Profile.load(profile_path)
         told = Told.of(told_by, asked) if told_by or asked else None
         parts = fitting.Parts.of(data.load(data_path, profile), seed)
-        model = served.to_fit(given, profile)
+        model = served.to_fit(model_at, profile)
         with progress() as watch:
             fitted = fitting.fit(
                 model.file, profile, parts, out, ask=model.ask,
                 fpr=fpr, key=None, seed=seed, device=torch.device(device), methods=methods,
-                denoisers=denoisers or denoising.USUAL, told=told, watch=watch,
+                denoisers=denoisers or denoising.USUAL, told=told, watch=watch, expect=watch.expect,
             )  # fmt: skip
         if not fitted.doubts:  # else a person must look first
             sealing.put(out, fitted.manifest, key)
@@ -160,7 +157,14 @@ def denoisers(
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def score(
-    *, given: Given, profile_path: Path, detectors: Path, data_path: Path, split: str, device: str, as_json: bool
+    *,
+    model_at: Whereabouts,
+    profile_path: Path,
+    detectors: Path,
+    data_path: Path,
+    split: str,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Score images as they are: p-values of the ensemble and of each detector, and the model's answers."""
     import torch
@@ -171,7 +175,7 @@ def score(
     with _refusals():
         profile = Profile.load(profile_path)
         scans = getattr(data.load(data_path, profile), split)
-        model = served.as_fitted(given, profile, detectors)
+        model = served.as_fitted(model_at, profile, detectors)
         table = scoring.score(model.file, profile, detectors, scans, torch.device(device), model.ask)
     if as_json:
         click.echo(json.dumps(table))
@@ -181,7 +185,7 @@ def score(
 
 
 @main.command()
-@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@model_options("the file that the detectors were fitted for")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--detectors", type=FOLDER, required=True, help="artefact directory")
 @click.option("--data", "data_path", type=FILE, required=True, help=".npz; its test split is attacked")
@@ -206,7 +210,7 @@ def score(
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def evaluate(
     *,
-    model_path: Path,
+    model_at: Whereabouts,
     profile_path: Path,
     detectors: Path,
     data_path: Path,
@@ -237,7 +241,7 @@ def evaluate(
         else:
             wanted = Wanted.of_words(attacks, eps, grade_name, adaptive=adaptive, forms=forms)
         given = Given(
-            model_path, profile_path, detectors, data_path, shifts, out, junit, images, steps, seed, device
+            model_at, profile_path, detectors, data_path, shifts, out, junit, images, steps, seed, device
         )  # fmt: skip
         document, text = run(given, wanted, threat)
     click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
@@ -294,7 +298,7 @@ def recalibrate(
     import torch
 
     from gateway.profile import Profile
-    from lab import recalibration, sealing
+    from lab import movement_table, recalibration, sealing
 
     with _refusals():
         profile = Profile.load(profile_path)
@@ -302,7 +306,7 @@ def recalibrate(
         ensemble = sealing.opened(detectors, manifest, model_path.read_bytes(), profile, torch.device(device))
         chosen = recalibration.choose(scans, sealing.trust_of(config, trust_name), profile, per_patient=per_patient)
         proposal = recalibration.propose(ensemble, detectors, manifest, chosen)
-        _say_movements(proposal.movements, chosen, as_json=as_json)
+        movement_table.show(proposal.movements, chosen, as_json=as_json)
         recalibration.write(detectors, manifest, chosen, proposal, out, bound=bound, accept_movement=accept_movement)
     click.echo(f"Nobody has signed {out}: read what moved, then scanward-lab sign-artefact.", err=True)
 
@@ -367,27 +371,6 @@ def sign_artefact(*, artefact: Path, key_path: Path) -> None:
     with _refusals():
         facts = sealing.sign(artefact, load_private_key(key_path))
     click.echo(f"signed: {facts['guarantee']} at {facts['fpr']:g}, calibrated on {facts['n_b']} scans", err=True)
-
-
-def _say_movements(movements: "Sequence[Movement]", chosen: "Chosen", *, as_json: bool) -> None:
-    """Print every threshold, from the first calibration to the candidate, and what was left out."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
-    if as_json:
-        told = {"n": len(chosen.images), "left_out": dict(chosen.left_out), "movements": [asdict(m) for m in movements]}
-        click.echo(json.dumps(told))
-        return
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(chosen.left_out.items())) or "none"
-    table = Table(title=f"{len(chosen.images)} signed scans; left out: {left_out}")
-    for column in ("threshold", "first", "before", "candidate", "moved"):
-        table.add_column(column)
-    for each in movements:
-        values = (f"{value:.4g}" for value in (each.anchor, each.before, each.after))
-        table.add_row(f"{each.detector} at {each.rate:g}", *values, f"{each.moved:+.2f}")
-    Console().print(table)
 
 
 class _refusals:  # noqa: N801 - reads as a word in `with`

@@ -18,14 +18,12 @@ from detectors.calibration import ConformalCalibration, Guarantee, TailCalibrati
 from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
 from detectors.ensemble import GRADIENT, JOINED, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
-from detectors.errors import ConversionError
 from detectors.heat import usual
 from detectors.material import Material
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
 from detectors.models.answers import Ask
-from detectors.models.kinds import answering, difference, rebuilt
 from detectors.models.model import ReferenceModel
 from detectors.models.served import CARD, Card
 from detectors.mondrian import Mondrian, calibratable
@@ -38,8 +36,10 @@ from lab.data import DataError, Dataset, Split, halves
 from lab.denoising import USUAL, check, make
 from lab.development import grey
 from lab.evaluation.surrogate import surrogate
+from lab.forecast import Forecast, Pace, forecast
 from lab.measuring import measure
-from lab.progress import Watch
+from lab.opening import opened
+from lab.progress import Expect, Watch
 from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
 from lab.workbench import Workbench, span_of
@@ -48,8 +48,6 @@ FIT_SHARE = 0.8
 """Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
 HELD_OUT = frozenset({Fusion.name})
 """Methods that are fitted on A: they weigh the twins, and a twin knows the scans that it was trained on."""
-CONVERSION_TOLERANCE = 1e-3
-"""Largest difference from the model's own runtime, as a share of the outputs' spread, with which it is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +102,7 @@ def fit(
     told: Told | None = None,
     recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
     watch: Watch = lambda _stage, _share: None,
+    expect: Expect = lambda _stages: None,
     ask: Ask | None = None,
 ) -> Fitted:
     """Fit every detector, calibrate, measure and write the artefact.
@@ -117,7 +116,7 @@ def fit(
     (7) write and sign
 
     Args:
-        model: the file of the protected model, or the card of one on a server.
+        model: the file of the protected model, or the card of one on a server, which `ask` is the way to.
         profile: its profile.
         parts: clean scans by use.
         out: directory of the artefact.
@@ -129,20 +128,19 @@ def fit(
         denoisers: names of the denoisers, any or none; the image of the first is the one that goes on.
         told: by what scans are told apart, so that each category is calibrated for itself; None: not at all.
         recipes: how the copied and the small twin are hardened.
-        watch: told of progress.
-        ask: the way to that server.
+        watch: told of progress; `expect`, early, how long each stage will take.
 
     Raises:
         DataError, TooFewError: too few scans, also of a category, or the data does not say of which one they are.
         ConversionError: the model can neither be rebuilt nor run.
+        MismatchError: it is not what the profile says.
     """
     place = device or torch.device("cpu")
     _check(profile, parts, fpr, told, denoisers)
-    reference, apart, answers_only = _opened(model, profile, parts.b.images, place, ask)  # (1)
-    bench = Workbench(reference, profile, place, seed, watch)
-    if answers_only:
-        _led(bench, parts.fit.images, seed + 20)
+    reference, apart, answers_only = opened(model, profile, parts.b.images, place, ask)  # (1)
+    bench = _bench(reference, profile, parts.fit.images, place, seed, watch)
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
+    expect(_forecast(bench, parts, recipes, methods, denoisers))
     probe = bench.probe(bench.twins(parts.fit.images, recipes))  # (2)
     material = bench.material(probe, parts.fit.images)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
@@ -160,10 +158,30 @@ def fit(
     return Fitted(ensemble, restorers, manifest, measured, answers_only, worths, doubts)
 
 
-def _led(bench: Workbench, images: Tensor, seed: int) -> None:
-    """Let attacks follow the gradient of a small network that was taught by the model's answers."""
-    guide = surrogate(bench.probe({}), images, seed=seed, watch=bench.watch)
-    bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
+def _bench(
+    reference: ReferenceModel, profile: Profile, images: Tensor, device: torch.device, seed: int, watch: Watch
+) -> Workbench:
+    """The bench of a model; where it has no gradient, a small network taught by its answers lends attacks its own."""
+    bench = Workbench(reference, profile, device, seed, watch)
+    if not reference.gradients:
+        guide = surrogate(bench.probe({}), images, seed=seed + 20, watch=watch)
+        bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
+    return bench
+
+
+def _forecast(
+    bench: Workbench,
+    parts: Parts,
+    recipes: tuple[Hardening, Hardening],
+    methods: Sequence[str],
+    denoisers: Sequence[str],
+) -> Forecast:
+    """How long each stage will take, by a few timed passes."""
+    pace, gradients = Pace.of(bench, parts.fit.images, denoisers), bench.reference.gradients
+    return forecast(
+        pace, fit=len(parts.fit), a=len(parts.a), test=len(parts.test),
+        gradients=gradients, recipes=recipes, methods=methods,
+    )  # fmt: skip
 
 
 def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
@@ -191,21 +209,6 @@ def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None, denois
             raise DataError(f"{len(part)} scans for {name} are too few; at least 40 are needed")
 
 
-def _opened(
-    model: bytes, profile: Profile, images: Tensor, device: torch.device, ask: Ask | None
-) -> tuple[ReferenceModel, float | None, str | None]:
-    """The reference and how far it is from its own runtime; or what only answers, and why."""
-    if ask is not None:
-        return answering(model, ask=ask).to(device), None, "there is no file of the model, only a server"
-    try:
-        return *_rebuilt(model, profile, images, device), None
-    except ConversionError as error:
-        try:
-            return answering(model, profile.output.name).to(device), None, str(error)
-        except ConversionError:
-            raise error from None  # a file that nothing here runs: the first sentence says why
-
-
 def _served(out: Path, model: bytes, ask: Ask | None) -> dict[str, Any]:
     """The manifest's entry on a model that only a server has, whose card is put beside it; none where there is a file.
 
@@ -224,24 +227,6 @@ def _asks_answers_only(name: str) -> bool:
     """Whether a method does without gradients, features and a copy of the model."""
     shown = {Signal.INPUT_GRADIENT, Signal.FEATURES, Signal.NEIGHBOUR_FEATURES}
     return name != COPIED_TWIN and not registry.method(name).needs.signals & shown
-
-
-def _rebuilt(
-    model: bytes, profile: Profile, images: Tensor, device: torch.device
-) -> tuple[ReferenceModel, float | None]:
-    """The reference, and how far it is from its own runtime on the first scans."""
-    reference = rebuilt(model, profile.output.name)
-    some = images[:16]
-    apart = difference(reference, model, some)
-    with torch.no_grad():
-        outputs = reference(some)
-    spread = max(float(outputs.std()), 1e-3)
-    if apart is not None and not apart <= CONVERSION_TOLERANCE * spread:
-        raise ConversionError(
-            f"the rebuilt model differs from its own runtime by {apart:.3g}, more than {CONVERSION_TOLERANCE:g} of "
-            f"the spread of its outputs ({spread:.3g})"
-        )
-    return reference.to(device), apart
 
 
 def _tails(

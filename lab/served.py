@@ -22,11 +22,13 @@ from gateway.settings.fields import loopback
 from gateway.settings.models import KServeConfig
 from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.remote import RemoteUpstream
-from lab.given import Given
+from lab.whereabouts import Whereabouts
 from lab.workbench import span_of
 
 WAIT_S = 120.0
 """For one answer, however often it takes to reach the server: nobody waits for a fit at a bedside."""
+DESCRIBED_S = 10.0
+"""For the server to say what its model takes and gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Model:
     """The way to the server; None for a file."""
 
 
-def to_fit(given: Given, profile: Profile) -> Model:
+def to_fit(at: Whereabouts, profile: Profile) -> Model:
     """The model to fit detectors for; a server is asked to describe its own, and to answer about drawn images.
 
     Raises:
@@ -47,14 +49,14 @@ def to_fit(given: Given, profile: Profile) -> Model:
         UpstreamError: the server does not answer, or not as the profile says.
         ConversionError: the model takes another number of images at a time.
     """
-    if isinstance(given.place, Path):
-        return Model(given.place.read_bytes(), None)
-    described = _server(given, profile).described(WAIT_S)
+    if isinstance(at.place, Path):
+        return Model(at.place.read_bytes(), None)
+    described = _server(at, profile).described(DESCRIBED_S)
     if (fixed := images_at_a_time(described)) is not None:
         if fixed != 1:
             raise ConversionError(f"the server says that its model takes {fixed} images at a time: 1 or any is needed")
-        given = replace(given, images_max=1)
-    ask = _ask(_server(given, profile))
+        at = replace(at, images_max=1)
+    ask = _ask(_server(at, profile))
     card = Card.made(
         described, profile.output.name or "", span_of(profile), profile.input.size, ask,
         activation=Activation(profile.already_applied), task=Task(profile.task),
@@ -62,23 +64,23 @@ def to_fit(given: Given, profile: Profile) -> Model:
     return Model(card.written(), ask)
 
 
-def as_fitted(given: Given, profile: Profile, detectors: Path) -> Model:
+def as_fitted(at: Whereabouts, profile: Profile, detectors: Path) -> Model:
     """The model to use with the detectors in a directory; of a server's, the card there says what it must answer.
 
     Raises:
         ArtefactError: there is none: the detectors were fitted for a file.
         ConfigError: as of `to_fit`.
     """
-    if isinstance(given.place, Path):
-        return Model(given.place.read_bytes(), None)
+    if isinstance(at.place, Path):
+        return Model(at.place.read_bytes(), None)
     try:
         card = (detectors / CARD).read_bytes()
     except OSError as error:
         raise ArtefactError(
             f"{detectors}: its detectors were fitted for a file of the model, not for a server"
         ) from error
-    given = replace(given, images_max=Card.read(card).images_max or given.images_max)
-    return Model(card, _ask(_server(given, profile)))
+    at = replace(at, images_max=Card.read(card).images_max or at.images_max)
+    return Model(card, _ask(_server(at, profile)))
 
 
 def _ask(server: RemoteUpstream) -> Ask:
@@ -88,22 +90,22 @@ def _ask(server: RemoteUpstream) -> Ask:
     return ask
 
 
-def _server(given: Given, profile: Profile) -> RemoteUpstream:
+def _server(at: Whereabouts, profile: Profile) -> RemoteUpstream:
     """Who is asked, under the rules of the gateway's own `kserve` table."""
-    url = urlsplit(str(given.place))
+    url = urlsplit(str(at.place))
     names = [unquote(part) for part in url.path.strip("/").split("/")]
     if ":" not in url.netloc or not 1 <= len(names) <= 2 or not names[0] or url.query or url.fragment or url.username:
-        raise ConfigError([f"--model {given.place}: a server's model is kserve://HOST:PORT/NAME or …/NAME/VERSION"])
-    plain = given.authority is None
+        raise ConfigError([f"--model {at.place}: a server's model is kserve://HOST:PORT/NAME or …/NAME/VERSION"])
+    plain = at.authority is None
     if plain and not loopback(url.netloc):
         raise ConfigError([f"--server-ca: required, because {url.netloc} is not this machine"])
-    files = {"roots": given.authority, "certificate": given.certificate, "private_key": given.key}
+    files = {"roots": at.authority, "certificate": at.certificate, "private_key": at.key}
     tls = {name: path for name, path in files.items() if path is not None}
     if plain and tls:
-        raise ConfigError(["--server-ca: required, because --server-certificate is given"])
+        raise ConfigError(["--server-ca: required, because --server-certificate is at"])
     document = {
         "address": url.netloc, "model": names[0], "version": "".join(names[1:]), "tls": None if plain else tls,
-        "unsafe_plaintext": plain, "attempt_s_max": WAIT_S, "attempts_max": 8, "images_max": given.images_max,
+        "unsafe_plaintext": plain, "attempt_s_max": WAIT_S, "attempts_max": 8, "images_max": at.images_max,
     }  # fmt: skip
     try:
         config = KServeConfig.model_validate(document)

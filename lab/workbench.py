@@ -106,7 +106,12 @@ class Workbench:
     def held_out(self, probe: Probe, images: Tensor) -> Material:
         """The same on A, whose scans no twin has seen: few scans, so each is attacked several times."""
         unit = self.span.to_unit(images)
-        found = _together([self._simulated(unit, seed=self.seed + k) for k in (9, 10, 11)])
+        rounds = []
+        with staged(self.watch, "simulating attacks on held-out scans", ATTACK_ROUNDS) as done:
+            for k in range(ATTACK_ROUNDS):
+                rounds.append(self._simulated(unit, seed=self.seed + 9 + k))
+                done()
+        found = _together(rounds)
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
 
     def worth(self, ensemble: Ensemble, images: Tensor, fpr: float) -> dict[str, Worth]:

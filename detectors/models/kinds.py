@@ -94,6 +94,9 @@ def difference(reference: ReferenceModel, model: bytes, images: Tensor) -> float
     Returns:
         Largest absolute difference of any output value; None for a model that only answers, and for torch.export,
         whose graph has no other runtime here: the reference calls the very operators that the file names.
+
+    Raises:
+        ConversionError: the runtime cannot run the model on these images.
     """
     if not reference.gradients:
         return None
@@ -104,5 +107,9 @@ def difference(reference: ReferenceModel, model: bytes, images: Tensor) -> float
     if kind is Kind.EXPORTED:
         return None
     with torch.no_grad():
-        expected = opened(model)(images)
+        try:
+            expected = opened(model)(images)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConversionError(f"torch itself cannot run the model on these images: {reason}") from error
         return float((reference(images.to(reference.device)).cpu() - expected).abs().max())

@@ -245,12 +245,18 @@ def conversion_difference(reference: Reference, model: bytes, images: Tensor) ->
 
     Returns:
         Largest absolute difference of any output value.
+
+    Raises:
+        ConversionError: onnxruntime cannot run the model.
     """
     import onnxruntime  # noqa: PLC0415 - heavy, and only needed once an artefact
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     batches = [images] if reference.dynamic_batch else list(torch.split(images, 1))
-    expected = [session.run([reference.output_name], {reference.input_name: batch.numpy()})[0] for batch in batches]
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        expected = [session.run([reference.output_name], {reference.input_name: batch.numpy()})[0] for batch in batches]
+    except Exception as error:  # onnxruntime's own errors have no common root
+        raise ConversionError("onnxruntime cannot run the model on these images") from error
     with torch.no_grad():
         actual = reference(images.to(reference.device)).cpu()
     return float((actual - torch.cat([torch.from_numpy(part) for part in expected])).abs().max())

@@ -21,6 +21,8 @@ OPENING = b'{"scanward_remote_model":'
 """With which a card begins, and no model file does."""
 
 _SCHEMA = 1
+_AXES = 4
+"""Of images; a server that leaves the first one out says nothing about how many."""
 _BYTES_MAX = 2**20
 _DRAWN = 64
 """Images among which the witness is chosen."""
@@ -135,8 +137,8 @@ class Card:
 def images_at_a_time(described: Mapping[str, Any]) -> int | None:
     """How many images a model takes at a time by what its server says of it; None for any number, or where unsaid."""
     inputs = described.get("inputs") or [{}]
-    shape = inputs[0].get("shape") or [-1]
-    return int(shape[0]) if int(shape[0]) > 0 else None
+    shape = [int(length) for length in inputs[0].get("shape") or ()]
+    return shape[0] if len(shape) == _AXES and shape[0] > 0 else None
 
 
 def _drawn(number: int, span: Span, size: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from detectors.models.kinds import Kind
 from gateway.case import Case
 from gateway.deadline import Deadline
 from gateway.errors import ConfigError, UpstreamError
@@ -149,6 +150,10 @@ def _session(model: bytes, name: str, device: str, threads: int) -> Any:
 def _refuse_foreign_parts(model: bytes, name: str) -> None:
     """A model is one file of standard operators: it names no other file, and runs no code but onnxruntime's own."""
     where = f"models.{name}.model"
+    if (kind := Kind.of(model)) is not Kind.ONNX:
+        raise ConfigError(
+            [f'{where}: {kind.value}, and only ONNX answers here; upstream = "kserve" asks a server for it']
+        )
     try:
         proto = onnx.load_model_from_string(model)
     except Exception as error:  # protobuf's error class differs between its implementations

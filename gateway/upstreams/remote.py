@@ -135,7 +135,7 @@ class RemoteUpstream:
         """
         request = pb.ModelMetadataRequest(name=self._config.model, version=self._config.version)
         try:
-            response: pb.ModelMetadataResponse = self._stub.ModelMetadata(request, timeout=wait_s, wait_for_ready=True)
+            response: pb.ModelMetadataResponse = self._stub.ModelMetadata(request, timeout=wait_s)
         except grpc.RpcError as error:
             raise UpstreamError(
                 f"the server at {self._config.address} does not describe the model {self._config.model}: "

@@ -12,6 +12,7 @@ import torch
 from detectors.artifact import MANIFEST
 from gateway import durable
 from gateway.profile import Profile
+from lab import served
 from lab.data import DataError
 from lab.evaluation.attacks import ALL, Informed
 from lab.evaluation.evaluate import evaluate
@@ -22,6 +23,7 @@ from lab.evaluation.junit import junit
 from lab.evaluation.report import Report
 from lab.evaluation.threat import ThreatModel
 from lab.progress import progress
+from lab.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Wanted:
 class Given:
     """The files and numbers of one call."""
 
-    model: Path
+    model: Whereabouts
     profile: Path
     detectors: Path
     data: Path
@@ -83,10 +85,12 @@ def run(given: Given, wanted: Wanted, threat: ThreatModel | None) -> tuple[dict[
         if given.out is not None:
             write(found, given.out, title)
 
+    profile = Profile.load(given.profile)
+    model = served.as_fitted(given.model, profile, given.detectors)
     with progress() as watch:
         report = evaluate(
-            given.model.read_bytes(), Profile.load(given.profile), given.detectors,
-            (given.detectors / MANIFEST).read_bytes(), given.data, attacks=wanted.attacks, levels=wanted.levels,
+            model.file, profile, given.detectors, (given.detectors / MANIFEST).read_bytes(), given.data, ask=model.ask,
+            attacks=wanted.attacks, levels=wanted.levels,
             grade=GRADES[wanted.grade].altered(given.images, given.steps), adaptive=wanted.adaptive, forms=wanted.forms,
             shifts=given.shifts, seed=given.seed, device=torch.device(given.device), watch=watch, keep=keep,
         )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detectors.artifact import Artefact
+from detectors.models.answers import Ask
 from detectors.models.outputs import Task, agreement
 from detectors.observation import Needs
 from gateway.profile import Profile
@@ -63,6 +64,7 @@ def evaluate(
     shifts: Sequence[Path] = (),
     seed: int = 0,
     device: torch.device | None = None,
+    ask: Ask | None = None,
     watch: Watch = lambda _stage, _share: None,
     keep: Callable[[Report], None] = lambda _report: None,
 ) -> Report:
@@ -86,6 +88,7 @@ def evaluate(
         shifts: other data sets, whose test scans are shown as they are.
         seed: of everything that is drawn.
         device: where to run; by default the CPU.
+        ask: the way to a model that only a server has.
         watch: told of progress.
         keep: given the report as far as it goes, after each attack: hours of work outlive what ends them.
 
@@ -93,7 +96,7 @@ def evaluate(
         DataError: no test scans, stored values that an attack cannot be written into, or no such attack.
     """
     place = device or torch.device("cpu")
-    bench = _Bench(Artefact.load(directory, manifest, model, profile.sha256, place), profile, place)
+    bench = _Bench(Artefact.load(directory, manifest, model, profile.sha256, place, ask=ask), profile, place)
     scans = stored(data, "test", profile)
     plans = planned(attacks, levels, grade, seed, bench.means(data, seed, watch))
     clean = bench.look(scans.images)  # (1)

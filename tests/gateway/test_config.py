@@ -211,6 +211,7 @@ def test_names_every_mistake_at_once_by_its_dotted_key(site: Path) -> None:
             KSERVE.replace('"127.0.0.1:8001"', '"10.0.0.1:1"\nunsafe_plaintext = true'),
             "models.chest.kserve",
         ),
+        ('model = "model.onnx"\n', "", "models.chest.model"),
         ("[engine]", '[[routing]]\nroute = "lost"\n[engine]', "routing.0.route"),
         ("[engine]", '[[routing]]\nroute = "chest"\n[[routing]]\nroute = "archive"\n[engine]', "routing.1"),
         ('[routes.chest]\ntrust = "hospital"', '[routes.chest]\ntrust = "artefacts"', "routes.chest.trust"),
@@ -316,3 +317,11 @@ def _inner(annotation: object) -> list[type]:
     if isinstance(annotation, type):
         return [annotation]
     return [each for argument in get_args(annotation) for each in _inner(argument)]
+
+
+def test_a_model_that_only_a_server_has_is_not_answered_for_here(site: Path) -> None:
+    text = GOOD.replace('model = "model.onnx"\n', "") + KSERVE.replace("[engine]\n", "unsafe_plaintext = true\n")
+
+    assert problems(site, text) == ['routes.chest.upstream: "embedded" needs models.chest.model']
+    config = load(site, text.replace('upstream = "embedded"', 'upstream = "kserve"'))
+    assert config.models["chest"].model is None

@@ -11,9 +11,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from detectors.models.served import CARD, Card
 from gateway.errors import ConfigError
 from gateway.protected import MANIFEST, MANIFEST_ENVELOPE, MANIFEST_TYPE, ProtectedModel
-from gateway.settings.models import ModelConfig
+from gateway.settings.models import KServeConfig, ModelConfig
 from gateway.settings.policy import DetectionPolicy, PolicyConfig, RuleConfig, SignaturePolicy
 from gateway.settings.trust import ArtefactTrust
 from signing import envelope
@@ -170,3 +171,47 @@ def test_the_smallest_p_value_is_that_of_the_calibration(config: ModelConfig, tm
     seal(tmp_path / "detectors", manifest(n_b=0))
     with pytest.raises(ConfigError, match="malformed"):
         ProtectedModel.load("m", config, trust(tmp_path))
+
+
+class TestAModelThatOnlyAServerHas:
+    """No file of it is here: what stands for it is the card that the manifest binds."""
+
+    WRITTEN = Card({"inputs": [{"shape": [1, 1, 4, 6]}]}, "", (0.0,), (1.0,), (4, 6), 3, (0.5, -0.5), 0.01).written()
+
+    @staticmethod
+    def served(config: ModelConfig, card: bytes, **changes: Any) -> ModelConfig:
+        (config.detectors / CARD).write_bytes(card)
+        seal(config.detectors, manifest(model_sha256=hashlib.sha256(card).hexdigest()))
+        server = {"address": "127.0.0.1:1", "model": "m", "unsafe_plaintext": True, "images_max": 1} | changes
+        return config.model_copy(update={"model": None, "kserve": KServeConfig.model_validate(server)})
+
+    def test_its_card_is_what_is_bound(self, config: ModelConfig, tmp_path: Path) -> None:
+        model = ProtectedModel.load("m", self.served(config, self.WRITTEN), trust(tmp_path))
+
+        assert model.served_only
+        assert model.onnx == self.WRITTEN
+        assert model.model_sha256 == hashlib.sha256(self.WRITTEN).hexdigest()
+
+    def test_a_card_that_was_changed_is_refused(self, config: ModelConfig, tmp_path: Path) -> None:
+        found = self.served(config, self.WRITTEN)
+        (found.detectors / CARD).write_bytes(self.WRITTEN.replace(b"0.01", b"9.00"))
+
+        with pytest.raises(ConfigError, match=r"remote\.json is not the one that was fitted for"):
+            ProtectedModel.load("m", found, trust(tmp_path))
+
+    def test_what_is_no_card_is_refused(self, config: ModelConfig, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="not a card"):
+            ProtectedModel.load("m", self.served(config, b'{"scanward_remote_model":1}'), trust(tmp_path))
+
+    def test_detectors_of_a_file_want_that_file(self, config: ModelConfig, tmp_path: Path) -> None:
+        found = self.served(config, self.WRITTEN)
+        (found.detectors / CARD).unlink()
+
+        with pytest.raises(ConfigError, match=r"models\.m\.model: required"):
+            ProtectedModel.load("m", found, trust(tmp_path))
+
+    def test_a_model_that_takes_one_image_at_a_time_is_not_asked_about_many(
+        self, config: ModelConfig, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"models\.m\.kserve\.images_max: .* takes 1 at a time"):
+            ProtectedModel.load("m", self.served(config, self.WRITTEN, images_max=8), trust(tmp_path))

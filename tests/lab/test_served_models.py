@@ -27,7 +27,7 @@ from gateway.profile import Profile
 from gateway.testing import GatewayProcess, Site, write_signing_key
 from lab import data, fitting, served
 from lab.cli import main
-from lab.given import Given
+from lab.whereabouts import Whereabouts
 from waiting import until
 
 SERVER = Path(__file__).parents[1] / "simulators" / "kserve_server.py"
@@ -74,7 +74,7 @@ def profile(site: Path) -> Profile:
 
 @pytest.fixture(scope="module")
 def fitted(site: Path, server: Server, profile: Profile) -> fitting.Fitted:
-    model = served.to_fit(given(server.url), profile)
+    model = served.to_fit(at(server.url), profile)
     parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
     key = write_signing_key(site / "served.pem")
     return fitting.fit(
@@ -83,8 +83,8 @@ def fitted(site: Path, server: Server, profile: Profile) -> fitting.Fitted:
     )  # fmt: skip
 
 
-def given(place: Path | str, **changes: Path) -> Given:
-    return Given(**{"place": place, "authority": None, "certificate": None, "key": None, "images_max": 64} | changes)
+def at(place: Path | str) -> Whereabouts:
+    return Whereabouts(place, authority=None, certificate=None, key=None, images_max=64)
 
 
 def score(site: Path, model: str) -> Result:
@@ -134,6 +134,17 @@ def test_score_asks_the_server_and_finds_what_the_fit_found(site: Path, server: 
     assert flagged == fitted.measured["fpr"]["ensemble"]["rate"]
 
 
+def test_it_is_attacked_by_way_of_its_answers(site: Path, server: Server, fitted: fitting.Fitted) -> None:
+    paths = {"--profile": "profile.toml", "--detectors": "served", "--data": "data.npz"}
+    options = [part for option, name in paths.items() for part in (option, str(site / name))]
+    asked = ["--attacks", "fgsm", "--eps", "8", "--images", "8", "--json"]
+    result = CliRunner().invoke(main, ["evaluate", "--model", server.url, *options, *asked])
+
+    assert result.exit_code == 0, result.output
+    (attack,) = json.loads(result.stdout)["attacks"]
+    assert attack["n_attacked"] == 8
+
+
 def test_a_card_alone_answers_nothing(site: Path, fitted: fitting.Fitted) -> None:
     card = (site / "served" / CARD).read_bytes()
 
@@ -150,14 +161,14 @@ def test_a_server_elsewhere_is_asked_with_its_authority_known_or_not_at_all(prof
         ("kserve://127.0.0.1:1", "kserve://HOST:PORT/NAME"),
     ):
         with pytest.raises(ConfigError, match=problem):
-            served.to_fit(given(place), profile)
+            served.to_fit(at(place), profile)
 
 
 def test_a_name_that_the_server_does_not_know_is_said_before_anything_is_fitted(
     server: Server, profile: Profile
 ) -> None:
     with pytest.raises(UpstreamError, match=r"does not describe the model stranger: NOT_FOUND"):
-        served.to_fit(given(server.url.replace("blobs", "stranger")), profile)
+        served.to_fit(at(server.url.replace("blobs", "stranger")), profile)
 
 
 TABLES = """

@@ -16,7 +16,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Whereabouts:
     """What the options of `asked_for_model` say."""
 
     place: Path | str
@@ -35,12 +35,12 @@ class _Place(click.ParamType[Path | str]):
 
 
 def model_options(text: str) -> Callable[[_Command], _Command]:
-    """Options that say where the model is; the command gets them as `given`. `text` is the help of `--model`."""
+    """Options that say where the model is; the command gets them as `model_at`. `text` is the help of `--model`."""
 
     def decorate(command: _Command) -> _Command:
         def run(**values: Any) -> Any:
-            found = {name: values.pop(f"model_{name}") for name in Given.__dataclass_fields__}
-            return command(given=Given(**found), **values)
+            found = {name: values.pop(f"model_{name}") for name in Whereabouts.__dataclass_fields__}
+            return command(model_at=Whereabouts(**found), **values)
 
         run.__doc__, run.__name__ = command.__doc__, command.__name__
         run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
