@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from detectors import registry
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.denoisers.denoiser import Denoiser
 from detectors.denoisers.registry import restored
 from detectors.detector import Detector, read_name, spelled
@@ -31,7 +31,7 @@ from detectors.observation import Span
 from detectors.probe import Probe, Twin
 from detectors.tensor_files import State, read_file, write_file
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CATEGORIES = "calibrated_by"
 """Of a manifest: by what scans are told apart, and which kinds were calibrated; absent where all are one."""
@@ -285,7 +285,7 @@ def _assemble(
             raise ArtefactError(f"{name}: the manifest is wrong about whether it draws at random")
         members.append(member)
     channels = [
-        Channel(name, float(part["weight"]), TailCalibration.from_state(_to(_under(part, "tail."), device)))
+        Channel(name, float(part["weight"]), ParetoTail.from_state(_to(_under(part, "tail."), device)))
         for name in sorted({member.channel for member in members if member.channel})
         for part in (_under(shared, f"channel.{name}."),)
     ]

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from detectors.errors import InputError, NotFittedError
 
 TAIL = 0.05
-"""Share of clean scans beyond which the rank gives way to an exponential."""
+"""Share of clean scans beyond which the rank gives way to a smooth tail."""
 
 CONFIDENCE = 0.95
 """With which the confident guarantee holds, given the calibration set."""
@@ -82,8 +82,12 @@ class TailCalibration:
         low, high = knots.gather(-1, right - 1), knots.gather(-1, right)
         share = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
         body = -torch.log1p((right - 1 + share) * (-(1 - TAIL) / (count - 1)))
-        tail = -math.log(TAIL) + (scores - last).clamp_min(0) / self._scale.to(scores)
+        tail = -math.log(TAIL) + self._beyond((scores - last).clamp_min(0) / self._scale.to(scores))
         return torch.where(scores > last, tail, body)
+
+    def _beyond(self, excess: Tensor) -> Tensor:
+        """What surprise is added by an excess over the last knot, in units of the scale."""
+        return excess
 
     def p_value(self, scores: Tensor) -> Tensor:
         """As many, in (0, 1]; orders, does not promise."""
@@ -97,6 +101,18 @@ class TailCalibration:
     def from_state(cls, state: dict[str, Tensor]) -> Self:
         """The fitted calibration again."""
         return cls(state["knots"], state["scale"])
+
+
+class ParetoTail(TailCalibration):
+    """The same for the loudest voice of a channel, with a tail that grows as a logarithm.
+
+    Beyond the last knot the p-value falls as 1 / (1 + excess / mean excess), the heaviest tail that a dozen scans can
+    speak for. A lighter one would give the one outlier of a channel a surprise that no clean scan of another channel
+    ever reaches; and where the loudest channel decides, that outlier would set the threshold of all.
+    """
+
+    def _beyond(self, excess: Tensor) -> Tensor:
+        return torch.log1p(excess)
 
 
 class ConformalCalibration:

@@ -10,12 +10,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detectors.calibration import TailCalibration
-from detectors.ensemble import Channel, Member, join, loudest
+from detectors.calibration import ParetoTail
+from detectors.ensemble import ROBUST, Channel, Member, join, loudest
 from detectors.errors import InputError
 
 Scores = Mapping[str, Tensor]
 """By detector, (N,) scores of one set of images."""
+GAIN, PRICE = 0.005, 0.02
+"""What a member must add to be worth any price, and what one that adds less may cost: shares of the attacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What members are compared on."""
+
+    clean: Scores
+    """Of clean development scans, at least 1 / fpr of them and 20."""
+    attacked: Scores
+    """Of successful attacks by someone who does not know the detectors."""
+    adaptive: Scores | None = None
+    """Of misread scans by someone who knows them all; None where nobody could."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +47,8 @@ class Worth:
 def worth(
     members: Sequence[Member],
     channels: Sequence[Channel],
-    clean: Scores,
-    attacked: Scores,
+    trial: Trial,
     fpr: float,
-    adaptive: Scores | None = None,
 ) -> dict[str, Worth]:
     """Measure every deciding member.
 
@@ -46,14 +58,13 @@ def worth(
     Args:
         members: of the ensemble.
         channels: likewise.
-        clean: scores of clean development scans, at least 1 / fpr of them and 20.
-        attacked: of successful attacks by someone who does not know the detectors.
-        fpr: false-positive rate at which members are compared.
-        adaptive: of attacks on the model and this very ensemble.
+        trial: what they are compared on.
+        fpr: false-positive rate at which they are compared.
 
     Raises:
         InputError: too few clean scans, or no attacks.
     """
+    clean, attacked, adaptive = trial.clean, trial.attacked, trial.adaptive
     deciding = [member for member in members if member.channel is not None]
     count = len(clean[deciding[0].detector.name])
     if count < max(20, 1 / fpr) or not len(attacked[deciding[0].detector.name]):
@@ -75,6 +86,20 @@ def worth(
     return found
 
 
+def least_worth(members: Sequence[Member], found: Mapping[str, Worth]) -> str | None:
+    """The member that should no longer decide: it adds nothing, and an attacker who knows it gains by it.
+
+    Twins never go: they are the defence against that attacker. None where every member pays its way.
+    """
+    homes = {member.detector.name: member.channel for member in members}
+    idle = {
+        name: each.price
+        for name, each in found.items()
+        if homes[name] != ROBUST and each.gain < GAIN and each.price is not None and each.price > PRICE
+    }
+    return max(idle, key=lambda name: idle[name]) if idle else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """Some members, joined as the ensemble joins them, with the threshold that spends the budget."""
@@ -91,7 +116,7 @@ class _Rule:
             replace(
                 channel,
                 weight=channel.weight / total,
-                tail=TailCalibration.fit(loudest(members, channel.name, clean)),
+                tail=ParetoTail.fit(loudest(members, channel.name, clean)),
             )
             for channel in channels
             if channel.name in homes

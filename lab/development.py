@@ -1,7 +1,8 @@
 """Simulated attacks and harmless changes on which the fusion and the gradient detector are trained.
 
-Only families of the fast gradient step and of projected gradient descent: what is measured later is measured on
-other images, and in the laboratory's evaluation on other families too.
+Three families, all by projected gradient descent: on the model itself, on the model in changes without fine detail,
+and on other networks, whose attacks carry over to it. What is measured later is measured on other images, and in the
+laboratory's evaluation on other families too: patches, bias fields and random squares are never shown here.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,10 @@ STEPS = (1, 2, 5, 10, 20)
 SIZES = (0.125, 0.25, 0.5)
 """Step sizes, as a share of the budget; a single step takes it whole."""
 BATCH = 32
+STRONG = 2.0
+"""Smallest budget of the families that need one to succeed: smooth attacks, and those of another network."""
+SMOOTHINGS = (1.5, 3.0)
+"""Widths of the Gaussian through which a smooth attack is pressed, in pixels."""
 
 Model = Callable[[Tensor], Tensor]
 """Maps (N, C, H, W) images, 0 to 1, to (N, K) logits."""
@@ -39,7 +44,14 @@ class Attacked:
 
 
 def simulate(
-    model: Model, images: Tensor, *, device: torch.device, seed: int, task: Task = Task.MULTICLASS
+    model: Model,
+    images: Tensor,
+    *,
+    device: torch.device,
+    seed: int,
+    task: Task = Task.MULTICLASS,
+    guide: Model | None = None,
+    smooth: bool = False,
 ) -> Attacked:
     """Attack each image once, with a method, a budget and a step size drawn at random; keep what succeeds.
 
@@ -51,10 +63,17 @@ def simulate(
         device: where the model lies.
         seed: of every draw.
         task: what the model decides.
+        guide: the network whose gradient is followed; the protected model's own where None.
+        smooth: whether only changes without fine detail are tried.
     """
     if (channels := images.shape[1]) > 1 and grey(images):
-        found = simulate(_in_each(model, channels), images[:, :1], device=device, seed=seed, task=task)
+        found = simulate(
+            _in_each(model, channels), images[:, :1], device=device, seed=seed, task=task,
+            guide=_in_each(guide, channels) if guide else None, smooth=smooth,
+        )  # fmt: skip
         return Attacked(found.images.repeat(1, channels, 1, 1), found.sources)
+    followed = guide or model
+    low = EPS_LOW if guide is None and not smooth else STRONG
     generator = torch.Generator(device).manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
     fine = not on_grid(images)
@@ -63,15 +82,17 @@ def simulate(
         clean = images[chosen].to(device)
         steps = STEPS[int(torch.randint(len(STEPS), (1,), generator=draws))]
         size = SIZES[int(torch.randint(len(SIZES), (1,), generator=draws))] if steps > 1 else 1.0
-        eps = EPS_LOW * (EPS_HIGH / EPS_LOW) ** torch.rand(len(clean), 1, 1, 1, generator=draws).to(device) * LEVEL
+        eps = low * (EPS_HIGH / low) ** torch.rand(len(clean), 1, 1, 1, generator=draws).to(device) * LEVEL
+        width = SMOOTHINGS[int(torch.randint(len(SMOOTHINGS), (1,), generator=draws))] if smooth else None
         with torch.no_grad():
             answer = model(clean)
         loss = _away if float(torch.rand(1, generator=draws)) < 0.5 else _lead
         noise = generator if steps > 1 else None
-        attacked = ascend(
-            clean, _objective(model, answer, loss, task), eps=eps, steps=steps, size=size * eps,
+        pressed = _pressed(clean, width)
+        attacked = pressed(ascend(
+            clean, _objective(followed, answer, loss, task, pressed), eps=eps, steps=steps, size=size * eps,
             low=0.0, high=1.0, generator=noise,
-        )  # fmt: skip
+        ))  # fmt: skip
         if float(torch.rand(1, generator=draws)) < 1 / 3:
             attacked = _pulled_back(model, clean, attacked, decided(answer, task), task)
         attacked = storable(attacked, clean, fine=fine)
@@ -230,9 +251,20 @@ def _in_each(model: Model, channels: int) -> Model:
     return lambda images: model(images.expand(-1, channels, -1, -1))
 
 
-def _objective(model: Model, answer: Tensor, loss: Callable[[Tensor, Tensor, Task], Tensor], task: Task) -> Model:
+def _pressed(clean: Tensor, width: float | None) -> Model:
+    """What is left of a change of these images without its fine detail: a mean of changes is within their budget."""
+    return lambda images: images if width is None else clean + gaussian(images - clean, width)
+
+
+def _objective(
+    model: Model,
+    answer: Tensor,
+    loss: Callable[[Tensor, Tensor, Task], Tensor],
+    task: Task,
+    pressed: Model = lambda images: images,
+) -> Model:
     """What an attack makes large: the loss of the model's answer against its own clean one."""
-    return lambda images: loss(model(images), answer, task)
+    return lambda images: loss(model(pressed(images)), answer, task)
 
 
 def _away(logits: Tensor, answer: Tensor, task: Task) -> Tensor:

@@ -21,11 +21,14 @@ def show(fitted: Fitted) -> None:
         for category, size in mondrian.taxonomy.sizes.items():
             console.print(f"calibrated for itself on {size} scans: {', '.join(category)}")
     if fitted.worths:
-        table = Table(title="deciding detectors, on development attacks; gain: what would be missed without it")
-        for column in ("detector", "alone", "gain"):
+        table = Table(
+            title="deciding detectors, on development attacks\n"
+            "gain: what would be missed without it; price: what it lets past of one who knows the detectors"
+        )
+        for column in ("detector", "alone", "gain", "price"):
             table.add_column(column)
         for name, each in fitted.worths.items():
-            table.add_row(name, f"{each.alone:.3f}", f"{each.gain:+.3f}")
+            table.add_row(name, f"{each.alone:.3f}", f"{each.gain:+.3f}", _signed(each.price))
         console.print(table)
     if not measured:
         console.print("The data has no test split: nothing was measured.")
@@ -48,6 +51,10 @@ def doubted(doubts: Doubts, a: Sequence[str], b: Sequence[str]) -> str:
         "scans among the clean ones raises the thresholds. The artefact is not signed: look at these scans, take out "
         "what does not belong and fit anew, or sign with scanward-lab sign-artefact if all do."
     )
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def _rate(found: dict[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detectors import registry
 from detectors.artifact import COLOUR, REMOTE, Artefact
-from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest
+from detectors.calibration import ConformalCalibration, Guarantee, ParetoTail, TailCalibration, fewest
 from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
 from detectors.ensemble import GRADIENT, JOINED, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
@@ -29,7 +29,7 @@ from detectors.models.served import CARD, Card
 from detectors.mondrian import Mondrian, calibratable
 from detectors.observation import Signal
 from detectors.probe import Probe
-from detectors.worth import Worth
+from detectors.worth import Worth, least_worth, worth
 from gateway.profile import Profile
 from lab.categories import Told, categories_of
 from lab.data import DataError, Dataset, Split, halves
@@ -110,7 +110,7 @@ def fit(
     (1) rebuild the model and compare it with its own runtime; one that only answers borrows a small network's gradient
     (2) harden two twins, without labels
     (3) simulate attacks; fit the detectors, and the denoisers
-    (4) on A: fit what must not see what the twins saw, and every tail
+    (4) on A: fit what must not see what the twins saw, and every tail; leave out of the decision what only costs
     (5) on B: the conformal rule
     (6) on test: what it is worth; and which scans of A and B are too loud to be clean
     (7) write and sign
@@ -147,10 +147,9 @@ def fit(
     restorers = make(bench, denoisers, parts.fit.images)
     material = bench.held_out(probe, parts.a.images)  # (4)
     detectors += [_fitted(registry.method(name), material, watch) for name in methods if name in HELD_OUT]
-    members, channels = _tails(bench, probe, detectors, parts.a.images)
+    members, channels, worths = _chosen(bench, probe, detectors, parts.a.images, fpr)
     ensemble = _promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
-    worths = bench.worth(ensemble, parts.a.images, fpr)
     doubts = doubted(bench, ensemble, parts.a.images, parts.b.images)
     facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths) | doubts.document()
     manifest = Artefact.write(out, ensemble, restorers, facts | _served(out, model, ask))  # (7)
@@ -229,25 +228,64 @@ def _asks_answers_only(name: str) -> bool:
     return name != COPIED_TWIN and not registry.method(name).needs.signals & shown
 
 
-def _tails(
-    bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor
-) -> tuple[list[tuple[Detector, TailCalibration, str | None]], list[Channel]]:
-    """On A: what it means for each score, and for each channel, to be large."""
-    scores = bench.scores(probe, detectors, images)
+Tailed = tuple[Detector, TailCalibration, str | None]
+"""A detector, its tail on A, and its channel."""
+
+
+def _tails(detectors: Sequence[Detector], scores: Mapping[str, Tensor]) -> list[Tailed]:
+    """On A: what it means for each score to be large."""
     homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, Fusion.name: SENSITIVE, GradientResidual.name: GRADIENT}
-    members = [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
+    return [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
+
+
+def _channels(members: list[Tailed], scores: Mapping[str, Tensor]) -> list[Channel]:
+    """The channels that have members; those share the whole budget."""
     channels = []
     staffed = {name: weight for name, weight in WEIGHTS.items() if name in {home for *_, home in members}}
     for name, weight in staffed.items():
         voices = [tail.surprise(scores[each.name]) for each, tail, home in members if home == name]
-        channels.append(Channel(name, weight / sum(staffed.values()), TailCalibration.fit(torch.stack(voices).amax(0))))
-    return members, channels
+        channels.append(Channel(name, weight / sum(staffed.values()), ParetoTail.fit(torch.stack(voices).amax(0))))
+    return channels
+
+
+def _chosen(
+    bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor, fpr: float
+) -> tuple[list[Tailed], list[Channel], dict[str, Worth]]:
+    """On A: the members that decide, each with its worth; one that only costs is reported and weighs nothing."""
+    scores = bench.scores(probe, detectors, images)
+    members = _tails(detectors, scores)
+    deciding = [member for member in members if member[2]]
+    if len(images) < fewest(fpr, Guarantee.MARGINAL):
+        return members, _channels(members, scores), {}
+    trial = bench.trial(_calibrated(probe, deciding, _channels(deciding, scores), scores, fpr), images, fpr)
+    if trial is None:
+        return members, _channels(members, scores), {}
+    while True:
+        ensemble = _calibrated(probe, deciding, _channels(deciding, scores), scores, fpr)
+        worths = worth(ensemble.members, ensemble.channels, trial, fpr)
+        idle = least_worth(ensemble.members, worths)
+        if idle is None:
+            break
+        deciding = [member for member in deciding if member[0].name != idle]
+    kept = {each.name for each, *_ in deciding}
+    members = [(each, tail, home if each.name in kept else None) for each, tail, home in members]
+    return members, _channels(members, scores), worths
+
+
+def _calibrated(
+    probe: Probe, members: list[Tailed], channels: list[Channel], scores: Mapping[str, Tensor], fpr: float
+) -> Ensemble:
+    """The ensemble with the conformal rule of these clean scores."""
+    staffed = [
+        Member(each, tail, ConformalCalibration.fit(scores[each.name], fpr), home) for each, tail, home in members
+    ]
+    return Ensemble(probe, staffed, channels, ConformalCalibration.fit(join(staffed, channels, scores), fpr))
 
 
 def _promised(
     bench: Workbench,
     probe: Probe,
-    members: list[tuple[Detector, TailCalibration, str | None]],
+    members: list[Tailed],
     channels: list[Channel],
     scans: Split,
     fpr: float,
@@ -255,15 +293,13 @@ def _promised(
 ) -> Ensemble:
     """On B: the conformal rule of each member and of the whole, and of each category."""
     scores = bench.scores(probe, [each for each, *_ in members], scans.images)
-    staffed = [
-        Member(each, tail, ConformalCalibration.fit(scores[each.name], fpr), home) for each, tail, home in members
-    ]
-    joined = join(staffed, channels, scores)
-    mondrian = None
-    if told is not None:
-        categories = categories_of(scans, told.attributes)
-        mondrian = Mondrian.fit(told.attributes, categories, scores | {JOINED: joined}, fpr, told.asked)
-    return Ensemble(probe, staffed, channels, ConformalCalibration.fit(joined, fpr), mondrian)
+    ensemble = _calibrated(probe, members, channels, scores, fpr)
+    if told is None:
+        return ensemble
+    joined = join(ensemble.members, channels, scores)
+    categories = categories_of(scans, told.attributes)
+    mondrian = Mondrian.fit(told.attributes, categories, scores | {JOINED: joined}, fpr, told.asked)
+    return Ensemble(probe, ensemble.members, channels, ensemble.conformal, mondrian)
 
 
 def _facts(

@@ -15,7 +15,7 @@ from detectors.methods.twins import Hardening
 from detectors.models.small import SmallTwin
 from lab.development import STEPS
 from lab.measuring import LEVELS
-from lab.workbench import ATTACK_ROUNDS, ATTACKED_MAX, Workbench
+from lab.workbench import ATTACK_ROUNDS, ATTACKED_MAX, FAMILY_ROUNDS, Workbench
 
 Forecast = Mapping[str, float]
 """Seconds by stage, as the stages are told of to a watch."""
@@ -90,13 +90,14 @@ def forecast(
     some = min(fit, ATTACKED_MAX)
     copied, own = recipes
     stages = {
-        "hardening the small twin": own.epochs * fit * (2 * both + ahead + 5 * small),
+        "hardening the small twin": own.steps * own.batch * (2 * both + ahead + 5 * small),
         "simulating attacks": ATTACK_ROUNDS * some * attack,
-        "simulating attacks on held-out scans": ATTACK_ROUNDS * a * attack,
+        "simulating attacks on held-out scans": FAMILY_ROUNDS * a * attack,
+        "trying the members": FAMILY_ROUNDS * a * (attack + look),
         "measuring": test * (look + len(LEVELS) * (_MEASURING_STEPS * both + 2 * ahead + look)),
     }
     if gradients:
-        stages["hardening the copied twin"] = copied.epochs * fit * (7 * both + ahead)
+        stages["hardening the copied twin"] = copied.steps * copied.batch * (7 * both + ahead)
     if GradientResidual.name in methods:
         stages[f"fitting {GradientResidual.name}"] = _VARIANTS * some * both
     for name, seconds in pace.denoising.items():

@@ -34,12 +34,23 @@ RATES = (0.01, 0.02, 0.05)
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), default=IMAGES)
 @click.option("--set", "sets", multiple=True, type=click.Choice(SETS), default=SETS, show_default=True)
 @click.option("--grade", "grade_name", type=click.Choice(sorted(GRADES)), default="quick", show_default=True)
+@click.option("--images-each", type=click.IntRange(min=1), help="scans to attack, in place of the grade's number")
+@click.option("--steps", type=click.IntRange(min=1), help="steps of the attacks, in place of the grade's number")
 @click.option("--attacks", default=",".join(ALL), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".cache/results"), show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("docs/results.md"))
 @click.option("--threads", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default=True)
 def main(
-    *, images: Path, sets: Sequence[str], grade_name: str, attacks: str, work: Path, out: Path, threads: int
+    *,
+    images: Path,
+    sets: Sequence[str],
+    grade_name: str,
+    images_each: int | None,
+    steps: int | None,
+    attacks: str,
+    work: Path,
+    out: Path,
+    threads: int,
 ) -> None:
     """Measure every detector on real images; what was trained, fitted or measured before is taken from the work folder.
 
@@ -49,6 +60,7 @@ def main(
     (4) tell
     """
     torch.set_num_threads(threads)
+    grade = GRADES[grade_name].altered(images_each, steps)
     chapters = []
     for name in sets:
         directory = work / name
@@ -57,9 +69,11 @@ def main(
         _fitted(guarded, directory, fpr)  # (2)
         others = [images / f"{other}.npz" for other in SHIFTS.get(name, ())]
         chapters.append(
-            _measured(guarded, directory, images / f"{name}.npz", GRADES[grade_name], attacks.split(","), others)  # (3)
+            _measured(guarded, directory, images / f"{name}.npz", grade, attacks.split(","), others)  # (3)
         )
-    command = f"python -m lab.image_results --grade {grade_name}"
+    told = {"--grade": grade_name, "--images-each": images_each, "--steps": steps, "--attacks": attacks}
+    asked = [f"{option} {value}" for option, value in told.items() if value is not None]
+    command = " ".join(["python -m lab.image_results", *asked])
     out.write_text(_document(command, chapters), encoding="utf-8")  # (4)
 
 
@@ -83,7 +97,7 @@ def _measured(
     guarded: Victim, directory: Path, npz: Path, grade: Grade, attacks: Sequence[str], shifts: Sequence[Path]
 ) -> str:
     """One set's tables; measured anew unless that was done at this grade."""
-    place = directory / f"evaluation-{grade.name}"
+    place = directory / f"evaluation-{grade.name.replace(', ', '-').replace(' ', '-')}"
     found = place / "report.json"
     if not (found.exists() and not json.loads(found.read_text(encoding="utf-8"))["attacks_left"]):
         with progress() as watch:

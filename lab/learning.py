@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from detectors.augmentation import Augmentation
 from lab.data import DataError
 
 
@@ -37,14 +37,7 @@ class Recipe:
     weight_decay: float = 0.02
     smoothing: float = 0.02
     """Label smoothing."""
-    rotation_deg: float = 8.0
-    """Standard deviation of the random rotation, as of the next three."""
-    scale: float = 0.05
-    shift: float = 0.025
-    """As a share of the image."""
-    gain: float = 0.05
-    mirror: bool = False
-    """Whether left and right may be exchanged; never where the side matters."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
     pacing: tuple[float, ...] = ()
     """Share of the images, from the front, that each of the first epochs sees; later ones see all. For images in the
     order of their difficulty: curriculum learning (Bengio et al. 2009, doi:10.1145/1553374.1553380)."""
@@ -135,26 +128,6 @@ def learn(
     return network.cpu().eval()
 
 
-def augmented(images: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
-    """Return (N, C, H, W) images each turned, scaled, shifted and brightened a little, outside filled with the edge."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draws)
-
-    count = len(images)
-    angle = normal(count) * (recipe.rotation_deg * torch.pi / 180)
-    scale = 1 + normal(count) * recipe.scale
-    flip = 1 - 2 * (torch.rand(count, generator=draws) < 0.5).float() if recipe.mirror else torch.ones(count)
-    cosine, sine = angle.cos() * scale, angle.sin() * scale
-    shift = normal(2, count) * (2 * recipe.shift)
-    theta = torch.stack(
-        [torch.stack([cosine * flip, -sine, shift[0]], 1), torch.stack([sine * flip, cosine, shift[1]], 1)], 1
-    )
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved * (1 + normal(count, 1, 1, 1) * recipe.gain)
-
-
 @dataclass(slots=True)
 class _Run:
     """What changes while a network learns."""
@@ -235,7 +208,7 @@ def _epoch(
     order = torch.randperm(len(images), generator=draws)
     batches = len(images) // recipe.batch
     for chosen in torch.split(order[: batches * recipe.batch], recipe.batch):
-        shown = augmented(images[chosen], recipe, draws).to(device, memory_format=torch.channels_last)
+        shown = recipe.augmentation(images[chosen], draws).to(device, memory_format=torch.channels_last)
         loss = lesson(run.model, Batch(shown, labels[chosen].to(device), run.done / run.steps, draws, run.noise))
         found = float(loss.detach())
         if not math.isfinite(found):

@@ -15,6 +15,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 from torch import Tensor
 
+from detectors.augmentation import Augmentation
 from detectors.models.reference import Reference, conversion_difference
 from gateway.profile import Profile
 from lab import phantoms
@@ -30,11 +31,7 @@ RECIPE = Recipe(
     epochs=13,
     batch=32,
     smoothing=0.0,  # it makes a plateau on which an attack loses its way, and looks weaker than it is
-    rotation_deg=0.0,
-    scale=0.0,
-    shift=0.0,
-    gain=0.0,
-    mirror=True,
+    augmentation=Augmentation(rotation_deg=0.0, scale=0.0, shift=0.0, gain=0.0, mirror=True),
     pacing=(0.2, 0.2, 0.2, 0.2, 0.4, 0.4),
 )
 SELECTION = 2_000

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detectors.artifact import MANIFEST, Artefact
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.ensemble import Channel, Ensemble, Member, join, loudest
 from gateway.profile import Profile
 from lab import purity
@@ -158,8 +158,7 @@ def _rates(ensemble: Ensemble, a: Scores, b: Scores, pools: Pools, fpr: float) -
         for each in ensemble.members if each.channel
     ]  # fmt: skip
     channels = [
-        Channel(each.name, each.weight, TailCalibration.fit(loudest(members, each.name, a)))
-        for each in ensemble.channels
+        Channel(each.name, each.weight, ParetoTail.fit(loudest(members, each.name, a))) for each in ensemble.channels
     ]
     rule = ConformalCalibration.fit(join(members, channels, b), fpr)
     rates = []

@@ -11,12 +11,14 @@ from detectors.ensemble import Ensemble
 from detectors.material import Material
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, harden
 from detectors.models.model import ReferenceModel
-from detectors.models.outputs import Activation, Task, to_logits
+from detectors.models.outputs import Activation, Task, changed, decided, to_logits
 from detectors.models.small import SmallTwin
-from detectors.observation import Span, union
-from detectors.probe import Probe
-from detectors.worth import Worth, worth
+from detectors.observation import LEVEL, Span, union
+from detectors.probe import Probe, Twin
+from detectors.worth import Scores, Trial
 from gateway.profile import Profile
+from lab.attacks.adaptive import Adaptive
+from lab.attacks.attack import TASKS, Target
 from lab.data import DataError
 from lab.development import Attacked, Model, harmless, noisy, simulate, transplanted
 from lab.progress import Watch
@@ -25,6 +27,10 @@ from lab.seeds import seeds_of
 BATCH = 64
 ATTACKED_MAX, ATTACK_ROUNDS = 1500, 3
 """Scans that attacks are simulated on for D, and how often each: bounds the time and the memory of a fit."""
+FAMILY_ROUNDS = 8
+"""How often each scan of A is attacked, for the fusion and again for the trial of the members."""
+INFORMED, INFORMED_LEVELS, INFORMED_STEPS = 64, 4.0, 20
+"""Scans, budget and steps of the attacker who holds the detectors, in the trial of the members."""
 
 
 class Workbench:
@@ -104,31 +110,64 @@ class Workbench:
         return Material(unit, torch.cat(benign), found.images, found.sources, probe, self.seed + 6)
 
     def held_out(self, probe: Probe, images: Tensor) -> Material:
-        """The same on A, whose scans no twin has seen: few scans, so each is attacked several times."""
+        """The same on A, whose scans no twin has seen: few scans, so each is attacked in every way."""
         unit = self.span.to_unit(images)
-        rounds = []
-        with staged(self.watch, "simulating attacks on held-out scans", ATTACK_ROUNDS) as done:
-            for k in range(ATTACK_ROUNDS):
-                rounds.append(self._simulated(unit, seed=self.seed + 9 + k))
-                done()
-        found = _together(rounds)
+        found = self._families(probe, unit, "simulating attacks on held-out scans", seed=self.seed + 200)
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
 
-    def worth(self, ensemble: Ensemble, images: Tensor, fpr: float) -> dict[str, Worth]:
-        """What each deciding member adds on A, against attacks that nothing was fitted on; empty where A is too small.
+    def trial(self, ensemble: Ensemble, images: Tensor, fpr: float) -> Trial | None:
+        """How every member scores A clean, attacked by who does not know the detectors, and by who does.
 
-        The scans are those on which tails and fusion were fitted, so what it says compares members and no more.
+        The scans are those on which tails and fusion were fitted, so what follows compares members and no more; None
+        where they are too few to compare at this rate.
         """
+        if len(images) < max(20, 1 / fpr):
+            return None
         unit = self.span.to_unit(images)
-        found = self._simulated(unit, seed=self.seed + 15).images
-        if len(images) < 1 / fpr or not len(found):
-            return {}
+        attacked = self._families(ensemble.probe, unit, "trying the members", seed=self.seed + 300).images
+        evading = self._evading(ensemble, unit[:INFORMED], fpr) if self.reference.gradients else attacked[:0]
         detectors = [member.detector for member in ensemble.members]
-        clean, attacked = (self.scores(ensemble.probe, detectors, self.span.from_unit(each)) for each in (unit, found))
-        return worth(ensemble.members, ensemble.channels, clean, attacked, fpr)
 
-    def _simulated(self, unit: Tensor, seed: int) -> Attacked:
-        return simulate(self.model, unit, device=self.device, seed=seed, task=self.task)
+        def scored(each: Tensor) -> Scores:
+            return self.scores(ensemble.probe, detectors, self.span.from_unit(each))
+
+        return Trial(scored(unit), scored(attacked), scored(evading) if len(evading) else None)
+
+    def _evading(self, ensemble: Ensemble, unit: Tensor, fpr: float) -> Tensor:
+        """What the informed attacker gets misread in a few steps, flagged or not."""
+        attack = Adaptive(
+            eps=INFORMED_LEVELS, ensemble=ensemble, alpha=fpr, steps=INFORMED_STEPS, restarts=1, seed=self.seed + 16
+        )
+        target = Target(
+            self.model, lambda stored: self.span.from_unit(stored * LEVEL), 1.0, 0.0, 255.0, TASKS[self.task.value]
+        )  # fmt: skip
+        stored = (unit / LEVEL).round().to(self.device)
+        with torch.no_grad():
+            answer = decided(self.model(stored * LEVEL), self.task)
+        found = attack(target, stored, answer).images * LEVEL
+        with torch.no_grad():
+            return found[changed(answer, self.model(found), self.task)].cpu()
+
+    def _families(self, probe: Probe, unit: Tensor, stage: str, seed: int) -> Attacked:
+        """Rounds of every family: on the model three, smooth ones two, and one on each twin, and on all together."""
+        twins: list[Model] = [_answers_of(twin) for twin in probe.twins.values()]
+
+        def all_of(images: Tensor) -> Tensor:
+            return torch.stack([self.model(images), *(twin(images) for twin in twins)]).mean(0)
+
+        ways: list[tuple[Model | None, bool]] = [(None, smooth) for smooth in (False, False, False, True, True)]
+        ways += [(guide, False) for guide in (*twins, all_of)]
+        rounds = []
+        with staged(self.watch, stage, FAMILY_ROUNDS) as done:
+            for k, (guide, smooth) in enumerate(ways):
+                rounds.append(self._simulated(unit, seed=seed + k, guide=guide, smooth=smooth))
+                done()
+        return _together(rounds)
+
+    def _simulated(self, unit: Tensor, seed: int, guide: Model | None = None, *, smooth: bool = False) -> Attacked:
+        return simulate(
+            self.model, unit, device=self.device, seed=seed, task=self.task, guide=guide, smooth=smooth
+        )  # fmt: skip
 
     def features(self, unit: Tensor) -> Tensor:
         """What the protected model's last layer before global pooling gives for (N, C, H, W) images, 0 to 1."""
@@ -145,6 +184,10 @@ class Workbench:
             for detector in detectors:
                 found[detector.name].append(detector.score(seen).values)
         return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _answers_of(twin: Twin) -> Model:
+    return lambda images: twin.look(images)[0]
 
 
 def _together(rounds: Sequence[Attacked]) -> Attacked:

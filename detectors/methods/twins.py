@@ -7,14 +7,14 @@ model fools the twin too, the twin is silent; Tramer 2022, arXiv:2107.11630, bou
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from detectors.augmentation import Augmentation
 from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
 from detectors.material import Material
@@ -30,6 +30,11 @@ TEMPERATURE = 2.0
 WARM_UP = 0.3
 """Share of the training over which the budgets grow to their full size: a twin that starts from nothing must first
 learn to answer at all."""
+AVERAGED = 0.2
+"""Share of the training that the twin's weights are a moving average of: the last steps of a hardening know their own
+attacks too well (Rice et al. 2020, arXiv:2002.11569), and their mean less so (Gowal et al. 2020, arXiv:2010.03593)."""
+MOVED = Augmentation(rotation_deg=8.0, scale=0.06, shift=0.03, gain=0.08)
+"""The teacher answers for moved scans as for any: without labels, few scans teach as much as many."""
 Progress = Callable[[float], None]
 
 
@@ -94,7 +99,8 @@ class Hardening:
     """Smallest budget that is drawn, in grey levels."""
     eps_high: float
     """Largest."""
-    epochs: int
+    steps: int
+    """Batches that it sees, however many scans there are: they bound the time, and few scans are seen more often."""
     peak: float
     """Highest learning rate of the one-cycle schedule."""
     batch: int = 64
@@ -102,8 +108,8 @@ class Hardening:
 
 Trained = TypeVar("Trained", CopiedTwin, SmallTwin)
 
-COPIED = Hardening(eps_low=0.5, eps_high=5.0, epochs=14, peak=1.5e-3)
-SMALL = Hardening(eps_low=1.0, eps_high=8.0, epochs=14, peak=3e-3)
+COPIED = Hardening(eps_low=0.5, eps_high=5.0, steps=480, peak=1.5e-3)
+SMALL = Hardening(eps_low=1.0, eps_high=8.0, steps=480, peak=3e-3)
 
 
 def harden(
@@ -119,7 +125,8 @@ def harden(
     """Distil the protected model into a twin, adversarially, without labels.
 
     The loss is KL(f(x) || t(x)) + KL(f(x) || t(x_t)) + KL(f(x) || t(x_v)) / 2 at temperature 2, where x_t is a
-    two-step attack on the twin, x_v one on the protected model f, each with a budget drawn for each scan.
+    two-step attack on the twin, x_v one on the protected model f, each with a budget drawn for each scan. Scans are
+    moved before they are shown, and the twin that is returned has the mean of the last steps' weights.
 
     Args:
         twin: the network to train, in place; may lie on an accelerator.
@@ -134,25 +141,42 @@ def harden(
         The twin, in evaluation mode and frozen.
     """
     device = next(twin.parameters()).device
+    twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     order = torch.Generator().manual_seed(seed)
     lesson = Lesson(teacher, recipe, task, torch.Generator(device).manual_seed(seed))
     optimizer = torch.optim.AdamW(twin.parameters(), lr=recipe.peak, weight_decay=1e-4)
-    steps = recipe.epochs * -(-len(images) // recipe.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak, total_steps=steps + 1)
-    done = 0
-    for _ in range(recipe.epochs):
-        for chosen in torch.split(torch.randperm(len(images), generator=order), recipe.batch):
-            batch = _moved(images[chosen].to(device), lesson.noise)
-            with training(device):
-                loss = lesson.loss(twin, batch, strength=min(1.0, done / (WARM_UP * steps)))
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            done += 1
-            progress(done / steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak, total_steps=recipe.steps + 1)
+    mean = {name: value.clone() for name, value in twin.state_dict().items()}
+    memory = 1 - 1 / max(1.0, AVERAGED * recipe.steps)
+    for done, chosen in zip(range(recipe.steps), _batches(len(images), recipe.batch, order), strict=False):
+        batch = MOVED(images[chosen].to(device), lesson.noise).clamp(0, 1)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        with training(device):
+            loss = lesson.loss(twin, batch, strength=min(1.0, done / (WARM_UP * recipe.steps)))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        _average(mean, twin.state_dict(), memory)
+        progress((done + 1) / recipe.steps)
+    twin.load_state_dict(mean)
     return twin.eval().requires_grad_(False)
+
+
+def _batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one batch after another, for ever: every image once before any is seen again."""
+    while True:
+        yield from torch.split(torch.randperm(count, generator=order), size)
+
+
+def _average(mean: dict[str, Tensor], now: Mapping[str, Tensor], memory: float) -> None:
+    """Move the mean towards the present weights, in place; counters are taken as they are."""
+    for name, value in now.items():
+        if value.is_floating_point():
+            mean[name].lerp_(value, 1 - memory)
+        else:
+            mean[name].copy_(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +217,3 @@ class Lesson:
     def _away(self, answer: Tensor, logits: Tensor) -> Tensor:
         """(N,) Kullback-Leibler divergence from the teacher's softened answer to a network's."""
         return divergence(answer / TEMPERATURE, logits.float() / TEMPERATURE, self.task)
-
-
-def _moved(images: Tensor, noise: torch.Generator) -> Tensor:
-    """A shift of up to four pixels, one for the batch, so that few scans teach more."""
-    rows, columns = (int(torch.randint(-4, 5, (1,), generator=noise, device=images.device)) for _ in range(2))
-    padded = functional.pad(images, (4, 4, 4, 4), mode="replicate")
-    height, width = images.shape[2:]
-    return padded[..., 4 + rows : 4 + rows + height, 4 + columns : 4 + columns + width]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detectors.artifact import Artefact
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.denoisers.median import Median
 from detectors.ensemble import Channel, Ensemble, Member
 from detectors.methods.shifts import PredictionShift
@@ -69,7 +69,7 @@ def protected(directory: Path, neighbours: Sequence[Neighbour]) -> ProtectedMode
     probe = Probe(Reference.from_onnx(model), {}, (), activation=Activation.NONE, span=span, size=(SIDE, SIDE))
     members = [_member(PredictionShift(each), probe) for each in neighbours]
     loud = torch.stack([member.tail.surprise(_scores(member.detector, probe, 2)) for member in members]).amax(0)
-    channels = [Channel("sensitive", 1.0, TailCalibration.fit(loud))]
+    channels = [Channel("sensitive", 1.0, ParetoTail.fit(loud))]
     joined = channels[0].tail.surprise(
         torch.stack([member.tail.surprise(_scores(member.detector, probe, 3)) for member in members]).amax(0)
     )

@@ -25,7 +25,7 @@ from lab.workbench import logits_of
 SPAN = Span((-1.0,), (1.0,))
 SIZE = 32
 CPU = torch.device("cpu")
-QUICK = Hardening(0.5, 4.0, 4, 3e-3, batch=32)
+QUICK = Hardening(0.5, 4.0, 160, 3e-3, batch=32)
 
 
 class Victim(nn.Module):

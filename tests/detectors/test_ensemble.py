@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detectors import registry
 from detectors.artifact import MANIFEST, Artefact
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.denoisers.dncnn import DnCNN
 from detectors.denoisers.median import Median
 from detectors.detector import Detector, Score
@@ -112,7 +112,7 @@ def ensemble(probe: Probe) -> Ensemble:
         for each in detectors
     ]  # fmt: skip
     channels = [
-        Channel(name, weight, TailCalibration.fit(loudest(members, name, scores))) for name, weight in WEIGHTS.items()
+        Channel(name, weight, ParetoTail.fit(loudest(members, name, scores))) for name, weight in WEIGHTS.items()
     ]
     return Ensemble(probe, members, channels, ConformalCalibration.fit(join(members, channels, scores), 0.01))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detectors import registry
 from detectors.artifact import Artefact
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.detector import Score
 from detectors.ensemble import ROBUST, Channel, Ensemble, Member, join
 from detectors.errors import ArtefactError, DetectorError, InputError
@@ -68,7 +68,7 @@ def written(installed: Path, tmp_path: Path, site: Any) -> tuple[Path, bytes]:
         )
         for each in detectors
     ]  # fmt: skip
-    channels = [Channel(ROBUST, 1.0, TailCalibration.fit(members[0].tail.surprise(scores[COPIED_TWIN])))]
+    channels = [Channel(ROBUST, 1.0, ParetoTail.fit(members[0].tail.surprise(scores[COPIED_TWIN])))]
     whole = ConformalCalibration.fit(join(members, channels, scores), 0.01)
     names = "created scanward torch data_sha256 n_fit n_a n_b fpr precision gradients conversion_max_abs_diff measured"
     facts: dict[str, Any] = dict.fromkeys(names.split(), 0)

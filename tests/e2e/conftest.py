@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydicom.data import get_testdata_file
 
 from detectors.artifact import Artefact
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.denoisers.median import Median
 from detectors.ensemble import SENSITIVE, Channel, Ensemble, Member
 from detectors.methods.shifts import PredictionShift
@@ -164,7 +164,7 @@ def _ensemble(model: bytes, clean: torch.Tensor) -> Ensemble:
         tail = TailCalibration.fit(scores)
         own = ConformalCalibration.fit(scores, FALSE_POSITIVE_RATE)
         member = Member(detector, tail, own, SENSITIVE)
-        channel = Channel(SENSITIVE, 1.0, TailCalibration.fit(tail.surprise(scores)))
+        channel = Channel(SENSITIVE, 1.0, ParetoTail.fit(tail.surprise(scores)))
         joined = ConformalCalibration.fit(channel.tail.surprise(tail.surprise(scores)), FALSE_POSITIVE_RATE)
     return Ensemble(probe, [member], [channel], joined)
 

@@ -174,7 +174,7 @@ channels = 1
 size = [32, 32]
 range = [-1.0, 1.0]
 """
-QUICK = (Hardening(0.5, 6.0, 6, 2e-3, batch=16), Hardening(1.0, 6.0, 6, 4e-3, batch=16))
+QUICK = (Hardening(0.5, 6.0, 72, 2e-3, batch=16), Hardening(1.0, 6.0, 72, 4e-3, batch=16))
 
 
 def blobs(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

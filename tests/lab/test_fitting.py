@@ -9,16 +9,19 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detectors import registry
 from detectors.artifact import MANIFEST, Artefact
+from detectors.filters import gaussian
 from detectors.observation import LEVEL
 from detectors.testing import check_detector
+from detectors.worth import worth
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from lab import data, fitting
 from lab.cli import main
-from lab.development import descend, harmless, on_grid, simulate
+from lab.development import EPS_HIGH, descend, harmless, on_grid, simulate
 from lab.measuring import flagged
 from lab.workbench import Workbench, logits_of
 from signing.envelope import load_public_key, open_envelope
@@ -197,15 +200,52 @@ def test_files_that_are_none_are_refused(site: Path, tmp_path: Path) -> None:
         assert result.stderr.strip().startswith("scanward-lab: ")
 
 
-def test_a_fit_says_what_each_deciding_detector_adds(site: Path, fitted: fitting.Fitted) -> None:
+def test_a_fit_says_what_each_deciding_detector_adds_and_costs(site: Path, fitted: fitting.Fitted) -> None:
     """At a rate that the few scans of A support; at the artefact's own they are too few to compare on."""
     profile = Profile.load(site / "profile.toml")
     scans = data.load(site / "data.npz", profile).train.images[:60]
     bench = Workbench(fitted.ensemble.probe.reference, profile, torch.device("cpu"), 0, lambda _stage, _share: None)
 
-    worths = bench.worth(fitted.ensemble, scans, 0.05)
+    trial = bench.trial(fitted.ensemble, scans, 0.05)
+    assert trial is not None
+    worths = worth(fitted.ensemble.members, fitted.ensemble.channels, trial, 0.05)
 
     assert set(worths) == {"twinM", "twinS", "fusion", "gradient_residual"}
     assert max(each.alone for each in worths.values()) > 0.5
     assert all(-1 <= each.gain <= each.alone + 0.5 for each in worths.values())
-    assert json.loads(fitted.manifest)["measured"]["members"] == bench.worth(fitted.ensemble, scans, 0.01) == {}
+    assert all((each.price is None) == (trial.adaptive is None) for each in worths.values())
+    assert json.loads(fitted.manifest)["measured"]["members"] == {}
+    assert bench.trial(fitted.ensemble, scans, 0.01) is None
+
+
+def test_an_attack_that_carries_over_fools_the_model_within_its_budget(site: Path, fitted: fitting.Fitted) -> None:
+    profile = Profile.load(site / "profile.toml")
+    probe = fitted.ensemble.probe
+    unit = probe.span.to_unit(data.load(site / "data.npz", profile).val.images[:64])
+    model, twin = logits_of(probe), probe.twins["twinS"]
+
+    found = simulate(model, unit, device=torch.device("cpu"), seed=1, guide=lambda images: twin.look(images)[0])
+
+    assert len(found.images)
+    assert float((found.images - unit[found.sources]).abs().max()) <= EPS_HIGH * LEVEL + 1e-5
+    assert not bool((model(found.images).argmax(1) == model(unit[found.sources]).argmax(1)).any())
+
+
+def test_a_smooth_attack_has_no_fine_detail() -> None:
+    """Of a model that asks which half is brighter, and by a pattern of dots at that."""
+    unit = (torch.rand(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() * LEVEL
+    dots = torch.zeros(32, 32)
+    dots[::2, ::2] = 4.0
+
+    def model(images: Tensor) -> Tensor:
+        return 50 * torch.stack(
+            [(images * dots)[..., :16].mean((1, 2, 3)), (images * dots)[..., 16:].mean((1, 2, 3))], 1
+        )
+
+    def fine(smooth: bool) -> float:
+        found = simulate(model, unit, device=torch.device("cpu"), seed=1, smooth=smooth)
+        assert len(found.images) > 10
+        change = found.images - unit[found.sources]
+        return float((change - gaussian(change, 1.0)).square().mean() / change.square().mean())
+
+    assert fine(smooth=True) < fine(smooth=False) / 2

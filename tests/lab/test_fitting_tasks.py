@@ -20,7 +20,7 @@ from gateway.profile import Profile
 from lab import data, fitting
 from lab.data import DataError
 
-QUICK = (Hardening(0.5, 6.0, 4, 3e-3, batch=16), Hardening(1.0, 6.0, 4, 6e-3, batch=16))
+QUICK = (Hardening(0.5, 6.0, 48, 3e-3, batch=16), Hardening(1.0, 6.0, 48, 6e-3, batch=16))
 SIDE = 32
 Made = tuple[NDArray[np.uint8], NDArray[np.int64]]
 

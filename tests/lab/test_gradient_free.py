@@ -22,7 +22,7 @@ from detectors.observation import Needs, Signal
 from gateway.profile import Profile
 from lab import data, fitting
 
-QUICK = Hardening(1.0, 6.0, 6, 4e-3, batch=16)
+QUICK = Hardening(1.0, 6.0, 72, 4e-3, batch=16)
 
 
 @pytest.fixture(scope="module")

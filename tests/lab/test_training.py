@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from detectors.augmentation import Augmentation
 from detectors.models.reference import Reference
 from gateway.profile import Profile
-from lab.learning import DivergedError, Recipe, augmented
+from lab.learning import DivergedError, Recipe
 from lab.training import Classifier, export, predict, train_classifier
 
 SMALL = Recipe(widths=(8, 16), blocks=(1, 1), strides=(2, 2), epochs=6, batch=16, peak_rate=1e-2)
@@ -186,7 +187,7 @@ def test_a_model_can_be_exported_for_any_number_of_images(trained: Classifier) -
 
 def test_augmentation_keeps_shape_and_brightness_about_right() -> None:
     images, _ = discs(64, 3)
-    moved = augmented(images, Recipe(mirror=True), torch.Generator().manual_seed(0))
+    moved = Augmentation(mirror=True)(images, torch.Generator().manual_seed(0))
 
     assert moved.shape == images.shape
     assert abs(float(moved.mean() - images.mean())) < 0.05

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.ensemble import SENSITIVE, Channel, Ensemble, Member, join, loudest
 from detectors.methods.gradient_residual import GradientResidual
 from gateway.profile import Profile
@@ -43,7 +43,7 @@ def weak(site: Path, fitted: fitting.Fitted) -> Ensemble:
     values = detector.score(probe.observe(clean, detector.needs)).values
     member = Member(detector, TailCalibration.fit(values), ConformalCalibration.fit(values, FPR), SENSITIVE)
     scores = {detector.name: values}
-    channel = Channel(SENSITIVE, 1.0, TailCalibration.fit(loudest([member], SENSITIVE, scores)))
+    channel = Channel(SENSITIVE, 1.0, ParetoTail.fit(loudest([member], SENSITIVE, scores)))
     return Ensemble(probe, [member], [channel], ConformalCalibration.fit(join([member], [channel], scores), FPR))
 
 
