@@ -158,7 +158,7 @@ class Workbench:
         ways: list[tuple[Model | None, bool]] = [(None, smooth) for smooth in (False, False, False, True, True)]
         ways += [(guide, False) for guide in (*twins, all_of)]
         rounds = []
-        with staged(self.watch, stage, FAMILY_ROUNDS) as done:
+        with staged(self.watch, stage, len(ways)) as done:
             for k, (guide, smooth) in enumerate(ways):
                 rounds.append(self._simulated(unit, seed=seed + k, guide=guide, smooth=smooth))
                 done()

@@ -48,8 +48,9 @@ def test_a_forecast_grows_with_model_and_scans() -> None:
     some, more = (forecast(pace, fit=count, gradients=True, **told) for count in (800, 1600))
     blind = forecast(pace, fit=800, gradients=False, **told)
 
-    assert some["hardening the copied twin"] == pytest.approx(COPIED.epochs * 800 * (7 * 0.3 + 0.1))
-    assert more["hardening the copied twin"] == 2 * some["hardening the copied twin"]
+    assert some["hardening the copied twin"] == pytest.approx(COPIED.steps * COPIED.batch * (7 * 0.3 + 0.1))
+    assert more["hardening the copied twin"] == some["hardening the copied twin"]  # it takes so many steps, no more
+    assert more["attacking for the denoisers"] == 2 * some["attacking for the denoisers"]
     assert more["measuring"] == some["measuring"]
     assert "hardening the copied twin" not in blind
     assert blind["simulating attacks"] == some["simulating attacks"]
