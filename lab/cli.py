@@ -78,7 +78,7 @@ def fit(
 
     from detectors import registry
     from gateway.profile import Profile
-    from lab import data, denoising, fit_table, fitting, sealing, served
+    from lab import data, denoising, fit_table, fitting, served
     from lab.categories import Told
     from lab.progress import progress
     from signing.envelope import load_private_key
@@ -93,11 +93,9 @@ def fit(
         with progress() as watch:
             fitted = fitting.fit(
                 model.file, profile, parts, out, ask=model.ask,
-                fpr=fpr, key=None, seed=seed, device=torch.device(device), methods=methods,
+                fpr=fpr, key=key, seed=seed, device=torch.device(device), methods=methods,
                 denoisers=denoisers or denoising.USUAL, told=told, watch=watch, expect=watch.expect,
             )  # fmt: skip
-        if not fitted.doubts:  # else a person must look first
-            sealing.put(out, fitted.manifest, key)
     if as_json:
         click.echo(fitted.manifest.decode(), nl=False)
     else:
@@ -108,7 +106,6 @@ def fit(
         click.echo("The artefact is not signed: a gateway loads it only with unsafe_unsigned_artefacts.", err=True)
     if fitted.doubts:
         click.echo(fit_table.doubted(fitted.doubts, parts.a.ids, parts.b.ids), err=True)
-        sys.exit(FOUND_WANTING)
 
 
 @main.command()

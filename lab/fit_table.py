@@ -47,9 +47,9 @@ def doubted(doubts: Doubts, a: Sequence[str], b: Sequence[str]) -> str:
     named = [*(f"train {a[k]}" for k in doubts.a), *(f"val {b[k]}" for k in doubts.b)]
     more = f" and {len(named) - NAMED_MAX} more" if len(named) > NAMED_MAX else ""
     return (
-        f"{len(named)} scans are too loud to be clean: {', '.join(named[:NAMED_MAX])}{more}. Whoever can put attacked "
-        "scans among the clean ones raises the thresholds. The artefact is not signed: look at these scans, take out "
-        "what does not belong and fit anew, or sign with scanward-lab sign-artefact if all do."
+        f"{len(named)} scans are louder than clean ones should be: {', '.join(named[:NAMED_MAX])}{more}. Whoever can "
+        "put attacked scans among the clean ones raises the thresholds. Look at these scans before the artefact is "
+        "used: take out what does not belong, and fit anew."
     )
 
 

@@ -324,7 +324,7 @@ def changed(manifest: bytes, change: Callable[[dict[str, Any]], object]) -> byte
 TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other model": (lambda m: m.update(model_sha256="00"), "another model"),
     "other profile": (lambda m: m.update(profile_sha256="00"), "another profile"),
-    "other schema": (lambda m: m.update(schema=2), "schema"),
+    "other schema": (lambda m: m.update(schema=3), "schema"),
     "lost key": (lambda m: m.pop("fpr"), "lacks"),
     "climbs out": (lambda m: m["detectors"]["uad"].update(file="../uad.safetensors"), "not a file name"),
     "absolute": (lambda m: m["detectors"]["uad"].update(file="/etc/passwd"), "not a file name"),
