@@ -90,6 +90,6 @@ def test_a_fit_writes_down_whom_it_doubts(fitted: fitting.Fitted) -> None:
 def test_doubted_scans_are_named_by_their_ids() -> None:
     said = fit_table.doubted(Doubts((1,), tuple(range(25))), ("x", "y"), tuple(f"b{k}" for k in range(30)))
 
-    assert said.startswith("26 scans are too loud to be clean: train y, val b0, val b1,")
+    assert said.startswith("26 scans are louder than clean ones should be: train y, val b0, val b1,")
     assert "and 6 more" in said
     assert "not signed" in said
