@@ -92,4 +92,4 @@ def test_doubted_scans_are_named_by_their_ids() -> None:
 
     assert said.startswith("26 scans are louder than clean ones should be: train y, val b0, val b1,")
     assert "and 6 more" in said
-    assert "not signed" in said
+    assert "before the artefact is used" in said
