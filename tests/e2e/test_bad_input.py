@@ -152,7 +152,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
         lambda: changed(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0),
         "quarantine",
         "unexaminable",
-        "not grey",
+        "a colour image",
     ),
     "fewer pixels than claimed": (lambda: changed(Rows=4096, Columns=4096), "quarantine", "unexaminable", "Pixel Data"),
     "no rows": (lambda: changed(Rows=0), "quarantine", "unexaminable", ""),
