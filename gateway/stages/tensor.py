@@ -80,7 +80,6 @@ class TensorImageStage:
             raise UnexaminableError(GatewayReason.WRONG_SIZE, f"the tensor is not of {shape}: one image a call")
         if not np.isfinite(tensor).all():
             raise UnexaminableError(GatewayReason.NOT_FINITE, "the tensor has values that are not finite")
-        require_content(tensor)
         low, high = given.range
         means = np.asarray(given.mean or (0.0,) * given.channels, np.float32).reshape(1, -1, 1, 1)
         stds = np.asarray(given.std or (1.0,) * given.channels, np.float32).reshape(1, -1, 1, 1)
@@ -88,6 +87,7 @@ class TensorImageStage:
         if light.min() < -_SLACK or light.max() > 1.0 + _SLACK:
             detail = "the tensor has values outside the model's range"
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
+        require_content(tensor)
         if not self._colour and np.ptp(light, axis=1).max() > _SLACK:
             detail = "the tensor's channels differ, and the detectors were fitted on grey images"
             raise UnexaminableError(GatewayReason.UNSUPPORTED_IMAGE, detail)
