@@ -25,7 +25,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images denoisers study drift signed phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images denoisers hardening study drift signed phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -103,6 +103,9 @@ results-images: install ## Train, guard and attack models on real images (hours)
 
 denoisers: install ## Measure every denoiser on the bundled model; writes docs/results-denoisers.md
 	@$(BIN)/python -m lab.denoiser_results
+
+hardening: install ## Train and measure every method of hardening on real images (hours); writes docs/hardening.md
+	@$(BIN)/python -m lab.hardening_results
 
 study: install ## Measure whole studies on drawn slices; writes docs/results-study.md
 	@$(BIN)/python -m lab.study

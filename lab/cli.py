@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lab.hardening.command import harden
 from lab.live.command import through_options
+from lab.refusals import FOUND_WANTING
+from lab.refusals import refusals as _refusals
 from lab.whereabouts import Whereabouts, model_options
 
 if TYPE_CHECKING:
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 PATH = click.Path(exists=True, path_type=Path)
-FOUND_WANTING, CANNOT_RUN = 1, 2
 
 
 def _there(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
@@ -37,6 +39,9 @@ DEVICE = click.option(
 @click.group()
 def main() -> None:
     """Fit detectors to a model and its scans, and measure them."""
+
+
+main.add_command(harden)
 
 
 @main.command()
@@ -368,23 +373,3 @@ def sign_artefact(*, artefact: Path, key_path: Path) -> None:
     with _refusals():
         facts = sealing.sign(artefact, load_private_key(key_path))
     click.echo(f"signed: {facts['guarantee']} at {facts['fpr']:g}, calibrated on {facts['n_b']} scans", err=True)
-
-
-class _refusals:  # noqa: N801 - reads as a word in `with`
-    """Turns every named refusal into one sentence on stderr and exit code 2."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        from detectors.errors import DetectorError
-        from gateway.errors import GatewayError
-        from lab.data import MovedTooFarError
-        from signing.errors import SigningError
-
-        if isinstance(error, MovedTooFarError):
-            click.echo(f"scanward-lab: {error}", err=True)
-            sys.exit(FOUND_WANTING)
-        if isinstance(error, DetectorError | GatewayError | SigningError | OSError):
-            click.echo(f"scanward-lab: {error}", err=True)
-            sys.exit(CANNOT_RUN)

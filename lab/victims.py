@@ -57,19 +57,30 @@ def victim(npz: Path, directory: Path) -> Victim:
         lab.data.DataError: the file is not of the layout of architecture 5.1.
         KeyError: it names no classes, or holds no test images.
     """
+    profile_file, model_file = described(npz, directory), directory / "model.onnx"
+    profile = Profile.load(profile_file)
+    images = load(npz, profile)
+    if not model_file.exists():
+        model = train_classifier(images.train.images, images.train.labels, classes=len(profile.classes))
+        model_file.write_bytes(export(model, profile))
+    return Victim(profile_file, model_file, images)
+
+
+def described(npz: Path, directory: Path) -> Path:
+    """Write the profile of a model of these images as they are, and return its file.
+
+    Raises:
+        lab.data.DataError: they are no 8-bit images of one channel or three.
+        KeyError: the file names no classes, or holds no test images.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with np.load(npz, allow_pickle=False) as file:
         _, channels, rows, columns = channels_first(file["test_images"], "test_images").shape
         classes = [str(name) for name in file["class_names"]]
-    profile_file, model_file = directory / "profile.toml", directory / "model.onnx"
     text = _PROFILE.format(
         name=npz.stem, classes=json.dumps(classes), channels=channels, rows=rows, columns=columns,
         modality=MODALITIES[channels],
     )  # fmt: skip
+    profile_file = directory / "profile.toml"
     profile_file.write_text(text, encoding="utf-8")
-    profile = Profile.load(profile_file)
-    images = load(npz, profile)
-    if not model_file.exists():
-        model = train_classifier(images.train.images, images.train.labels, classes=len(classes))
-        model_file.write_bytes(export(model, profile))
-    return Victim(profile_file, model_file, images)
+    return profile_file
