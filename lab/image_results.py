@@ -72,7 +72,8 @@ def main(
             _measured(guarded, directory, images / f"{name}.npz", grade, attacks.split(","), others)  # (3)
         )
     told = {"--grade": grade_name, "--images-each": images_each, "--steps": steps, "--attacks": attacks}
-    asked = [f"{option} {value}" for option, value in told.items() if value is not None]
+    asked = [f"--set {name}" for name in sets if tuple(sets) != SETS]
+    asked += [f"{option} {value}" for option, value in told.items() if value is not None]
     command = " ".join(["python -m lab.image_results", *asked])
     out.write_text(_document(command, chapters), encoding="utf-8")  # (4)
 
