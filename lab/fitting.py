@@ -264,7 +264,7 @@ def _chosen(
         ensemble = _calibrated(probe, deciding, _channels(deciding, scores), scores, fpr)
         worths = worth(ensemble.members, ensemble.channels, trial, fpr)
         idle = least_worth(ensemble.members, worths)
-        if idle is None:
+        if idle is None or len(images) < fewest(fpr, Guarantee.CONFIDENT):  # fewer cannot tell half a point
             break
         deciding = [member for member in deciding if member[0].name != idle]
     kept = {each.name for each, *_ in deciding}

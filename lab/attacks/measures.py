@@ -61,9 +61,10 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
     Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its Gaussian window; borders repeat.
     """
+    first, second = first.double(), second.double()  # what is left of a variance is a small difference
     mean = [gaussian(x, SIGMA) for x in (first, second)]
     spread = [gaussian(x * x, SIGMA) - m * m for x, m in zip((first, second), mean, strict=True)]
     together = gaussian(first * second, SIGMA) - mean[0] * mean[1]
     bright = (2 * mean[0] * mean[1] + _MEANS) / (mean[0] ** 2 + mean[1] ** 2 + _MEANS)
     alike = (2 * together + _VARIANCES) / (spread[0] + spread[1] + _VARIANCES)
-    return (bright * alike).flatten(1).mean(dim=1)
+    return (bright * alike).flatten(1).mean(dim=1).float()

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from detectors.calibration import ConformalCalibration, TailCalibration
+from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.detector import Detector, Score
 from detectors.ensemble import SENSITIVE, Channel, Ensemble, Member
 from detectors.filters import gaussian
@@ -105,6 +105,6 @@ def guard(
         scores = detector.score(probe.observe(clean, detector.needs, seeds=seeds)).values
     tail = TailCalibration.fit(scores)
     member = Member(detector, tail, ConformalCalibration.fit(scores, FPR), SENSITIVE)
-    channel = Channel(SENSITIVE, 1.0, TailCalibration.fit(tail.surprise(scores)))
+    channel = Channel(SENSITIVE, 1.0, ParetoTail.fit(tail.surprise(scores)))
     joined = ConformalCalibration.fit(channel.tail.surprise(tail.surprise(scores)), FPR)
     return Ensemble(probe, [member], [channel], joined)

@@ -93,7 +93,7 @@ def test_it_stays_within_its_budget_once_stored(
 
 
 def test_a_boundless_budget_always_evades(fitted: fitting.Fitted, target: Target, scans: StoredScans) -> None:
-    found = Adaptive(eps=128, ensemble=fitted.ensemble, steps=60)(target, scans.images[:12], scans.labels[:12])
+    found = Adaptive(eps=128, ensemble=fitted.ensemble, steps=120)(target, scans.images[:12], scans.labels[:12])
 
     assert found.success.float().mean() > 0.9
 

@@ -260,9 +260,9 @@ def test_every_attack_is_listed_once_and_says_what_it_needs() -> None:
 
 def test_the_page_lists_every_attack() -> None:
     """In the order of the registry, so that neither forgets one."""
-    page = Path(__file__).parents[3] / "docs" / "attacks.md"
+    page = (Path(__file__).parents[3] / "docs" / "attacks.md").read_text().partition("## The informed attacker")[0]
 
-    assert tuple(re.findall(r"^\| `([\w-]+)` \|", page.read_text(), re.MULTILINE)) == attacks.names()
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == attacks.names()
 
 
 @pytest.mark.parametrize("name", attacks.names())

@@ -26,7 +26,7 @@ EXAMPLE = Path(__file__).parents[3] / "deploy" / "threat-model.toml"
 def small() -> Any:
     """A grade for tests, so that attacks take seconds."""
     before = dict(grades.GRADES)
-    grades.GRADES["quick"] = Grade("quick", images=24, steps=10, restarts=1, queries=60)
+    grades.GRADES["quick"] = Grade("quick", images=24, steps=25, restarts=1, queries=60)
     yield
     grades.GRADES.update(before)
 
@@ -129,7 +129,7 @@ def test_only_the_informed_attacker_tells_his_curve(report: dict[str, Any]) -> N
     for each in report["attacks"]:
         assert (each["convergence"] is not None) == (each["tier"] == "adaptive")
     (start,) = entry(report, "adaptive", 8)["convergence"]["starts"]
-    assert len(start) == 11
+    assert len(start) == 26
 
 
 @pytest.mark.parametrize(("evasion", "code", "word"), [(1.0, 0, "passed"), (0.0, 1, "failed")])
