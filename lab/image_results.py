@@ -120,8 +120,8 @@ def _document(command: str, chapters: list[str]) -> str:
         f"Written by `{command}`; do not edit. Python {platform.python_version()}, torch {torch.__version__}, "
         f"{os.cpu_count()} cores, CPU. How figures are counted: [evaluation.md](evaluation.md).",
         "",
-        "One model, one training seed for each set: small residual networks trained without any defence. Every method",
-        "that there is was fitted; only those with a weight decide.",
+        "One model, one training seed for each set: small residual networks trained without any defence. The tables",
+        "have every method that was fitted; only those with a weight decide.",
         "",
         *chapters,
     ]
