@@ -106,9 +106,9 @@ class TailCalibration:
 class ParetoTail(TailCalibration):
     """The same for the loudest voice of a channel, with a tail that grows as a logarithm.
 
-    Beyond the last knot the p-value falls as 1 / (1 + excess / mean excess), the heaviest tail that a dozen scans can
-    speak for. A lighter one would give the one outlier of a channel a surprise that no clean scan of another channel
-    ever reaches; and where the loudest channel decides, that outlier would set the threshold of all.
+    Beyond the last knot the p-value falls as 1 / (1 + excess / mean excess). So the channels' weights divide how far a
+    voice is beyond its clean scans: one of half the weight must be twice as far to be as loud. Of an exponential tail
+    they would only take off a constant, and the one far outlier of a light channel would set the threshold of all.
     """
 
     def _beyond(self, excess: Tensor) -> Tensor:

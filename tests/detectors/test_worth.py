@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
-from detectors.ensemble import Channel, Member, loudest
+from detectors.ensemble import Channel, Member, join, loudest
 from detectors.errors import InputError
 from detectors.worth import Trial, Worth, least_worth, worth
 
@@ -80,6 +80,26 @@ def test_who_adds_nothing_and_costs_something_goes_the_dearest_first_and_twins_n
     assert least_worth(members, told | {"idle": useful}) == "fusion"
     assert least_worth(members, told | {"idle": useful, "fusion": free}) is None
     assert least_worth(members, told | {"idle": useful, "fusion": replace(worthless, price=None)}) is None
+
+
+def test_the_outlier_of_a_light_channel_is_not_louder_than_an_alarm_of_a_heavy_one() -> None:
+    """Weights divide the excess: 4 mean excesses at weight 1/2 are louder than 6 at 1/4."""
+    members, channels = built()
+
+    def said(twin: float, fusion: float) -> Tensor:
+        tails = {member.detector.name: member.tail for member in members}
+        quiet = {name: torch.zeros(1) for name in CLEAN}
+        loud = {"twin": beyond(tails["twin"], twin), "fusion": beyond(tails["fusion"], fusion)}
+        return join(members, channels, quiet | loud)
+
+    assert said(twin=4, fusion=0) > said(twin=0, fusion=6)
+    assert said(twin=4, fusion=0) < said(twin=0, fusion=20)
+
+
+def beyond(tail: TailCalibration, excesses: float) -> Tensor:
+    """(1,) a score so many mean excesses over the last knot; 0 is a calm one."""
+    state = tail.state()
+    return (state["knots"][-1] + excesses * state["scale"])[None] if excesses else torch.zeros(1)
 
 
 def test_too_little_to_compare_on_is_refused() -> None:
