@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -19,8 +21,12 @@ from lab.evaluation.evaluate import evaluate
 from lab.evaluation.files import write
 from lab.evaluation.grades import GRADES, Grade
 from lab.fitting import Parts, fit
+from lab.hardening.harden import harden
+from lab.hardening.measure import Judging
+from lab.hardening.registry import METHODS, named
 from lab.progress import progress
-from lab.victims import Victim, victim
+from lab.statistics import clopper_pearson
+from lab.victims import MODEL, Victim, described, victim
 
 IMAGES = Path("../shared/data/images")
 SETS = ("chest_xray", "brain_mri", "breast_us")
@@ -30,6 +36,28 @@ RATES = (0.01, 0.02, 0.05)
 """False-positive rates: the first that a set has clean scans enough for."""
 
 
+LEVELS = (1, 2, 4, 8)
+FURTHER = ("pgd", "autoattack")
+"""Attacks on the models of other seeds and on hardened ones, beside that of the informed attacker."""
+
+Document = Mapping[str, Any]
+"""A report.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One model of one set, and what stands before it."""
+
+    folder: str
+    """Under the work folder."""
+    title: str
+    seed: int
+    attacks: Sequence[str]
+    detectors: Sequence[str]
+    method: str | None = None
+    """Of hardening; None: trained without any defence."""
+
+
 @click.command()
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), default=IMAGES)
 @click.option("--set", "sets", multiple=True, type=click.Choice(SETS), default=SETS, show_default=True)
@@ -37,6 +65,8 @@ RATES = (0.01, 0.02, 0.05)
 @click.option("--images-each", type=click.IntRange(min=1), help="scans to attack, in place of the grade's number")
 @click.option("--steps", type=click.IntRange(min=1), help="steps of the attacks, in place of the grade's number")
 @click.option("--attacks", default=",".join(ALL), show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="trainings without defence")
+@click.option("--hardened", multiple=True, type=click.Choice(sorted(METHODS)), help="of hardened models; repeatable")
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".cache/results"), show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("docs/results.md"))
 @click.option("--threads", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default=True)
@@ -48,14 +78,16 @@ def main(
     images_each: int | None,
     steps: int | None,
     attacks: str,
+    seeds: int,
+    hardened: Sequence[str],
     work: Path,
     out: Path,
     threads: int,
 ) -> None:
     """Measure every detector on real images; what was trained, fitted or measured before is taken from the work folder.
 
-    (1) train a model without any defence
-    (2) fit every detector that there is, and calibrate
+    (1) train a model without any defence; with --seeds more of them, with --hardened hardened ones
+    (2) fit every detector that there is, and calibrate; before the further models, those that decide
     (3) attack, on scans that nothing was fitted on
     (4) tell
     """
@@ -63,19 +95,49 @@ def main(
     grade = GRADES[grade_name].altered(images_each, steps)
     chapters = []
     for name in sets:
-        directory = work / name
-        guarded = victim(images / f"{name}.npz", directory)  # (1)
-        fpr = _rate(len(guarded.images.val))
-        _fitted(guarded, directory, fpr)  # (2)
-        others = [images / f"{other}.npz" for other in SHIFTS.get(name, ())]
-        chapters.append(
-            _measured(guarded, directory, images / f"{name}.npz", grade, attacks.split(","), others)  # (3)
-        )
+        npz = images / f"{name}.npz"
+        found: dict[str, Document] = {}
+        for each in _trainings(attacks.split(","), seeds, hardened):
+            directory = work / name / each.folder
+            guarded = _trained(each, npz, directory)  # (1)
+            _fitted(each, guarded, directory, _rate(len(guarded.images.val)))  # (2)
+            others = [images / f"{other}.npz" for other in SHIFTS.get(name, ())]
+            place = _measured(each, guarded, directory, npz, grade, others)  # (3)
+            found[each.title] = json.loads((place / "report.json").read_text(encoding="utf-8"))
+            if len(found) == 1:
+                chapters.append((place / "report.md").read_text(encoding="utf-8"))
+        if len(found) > 1:
+            chapters.append(compared(found))
     told = {"--grade": grade_name, "--images-each": images_each, "--steps": steps, "--attacks": attacks}
+    usual = {"--grade": "quick", "--attacks": ",".join(ALL)}
     asked = [f"--set {name}" for name in sets if tuple(sets) != SETS]
-    asked += [f"{option} {value}" for option, value in told.items() if value is not None]
+    asked += [f"{option} {value}" for option, value in told.items() if value not in (None, usual.get(option))]
+    asked += [f"--seeds {seeds}"] * (seeds > 1) + [f"--hardened {name}" for name in hardened]
     command = " ".join(["python -m lab.image_results", *asked])
     out.write_text(_document(command, chapters), encoding="utf-8")  # (4)
+
+
+def _trainings(attacks: Sequence[str], seeds: int, hardened: Sequence[str]) -> list[Training]:
+    """The first has every detector and every attack, and the page its tables; the others are compared with it."""
+    first = Training(".", "without defence, seed 0", 0, attacks, registry.asked_for("all"))
+    further = replace(first, attacks=FURTHER, detectors=registry.DEFAULT)
+    return [
+        first,
+        *(replace(further, folder=f"seed{n}", title=f"without defence, seed {n}", seed=n) for n in range(1, seeds)),
+        *(replace(further, folder=f"hardening/{name}", title=f"`{name}`", method=name) for name in hardened),
+    ]
+
+
+def _trained(training: Training, npz: Path, directory: Path) -> Victim:
+    """The model, trained unless it lies there."""
+    if training.method and not (directory / MODEL).exists():
+        method = named(training.method)
+        with progress() as watch:
+            harden(
+                method, npz, described(npz, directory), directory,
+                recipe=method.recipe, judging=Judging(), seed=training.seed, watch=watch,
+            )  # fmt: skip
+    return victim(npz, directory, seed=training.seed)
 
 
 def _rate(clean: int) -> float:
@@ -83,33 +145,83 @@ def _rate(clean: int) -> float:
     return next(rate for rate in RATES if clean >= fewest(rate, Guarantee.MARGINAL))
 
 
-def _fitted(guarded: Victim, directory: Path, fpr: float) -> None:
-    """Fit all detectors, unless that was done."""
+def _fitted(training: Training, guarded: Victim, directory: Path, fpr: float) -> None:
+    """Fit the detectors, unless that was done."""
     if (directory / "detectors" / MANIFEST).exists():
         return
     with progress() as watch:
         fit(
-            guarded.model_file.read_bytes(), guarded.profile, Parts.of(guarded.images, seed=0),
-            directory / "detectors", fpr=fpr, key=None, seed=0, methods=registry.asked_for("all"), watch=watch,
+            guarded.model_file.read_bytes(), guarded.profile, Parts.of(guarded.images, seed=training.seed),
+            directory / "detectors", fpr=fpr, key=None, seed=training.seed, methods=training.detectors, watch=watch,
         )  # fmt: skip
 
 
 def _measured(
-    guarded: Victim, directory: Path, npz: Path, grade: Grade, attacks: Sequence[str], shifts: Sequence[Path]
-) -> str:
-    """One set's tables; measured anew unless that was done at this grade."""
+    training: Training, guarded: Victim, directory: Path, npz: Path, grade: Grade, shifts: Sequence[Path]
+) -> Path:
+    """The folder of the report; measured anew unless that was done at this grade."""
     place = directory / f"evaluation-{grade.name.replace(', ', '-').replace(' ', '-')}"
     found = place / "report.json"
     if not (found.exists() and not json.loads(found.read_text(encoding="utf-8"))["attacks_left"]):
         with progress() as watch:
             report = evaluate(
                 guarded.model_file.read_bytes(), guarded.profile, directory / "detectors",
-                (directory / "detectors" / MANIFEST).read_bytes(), npz, attacks=attacks, levels=(1, 2, 4, 8),
-                grade=grade, adaptive=True, shifts=shifts, watch=watch,
+                (directory / "detectors" / MANIFEST).read_bytes(), npz, attacks=training.attacks, levels=LEVELS,
+                grade=grade, adaptive=True, shifts=shifts, seed=training.seed, watch=watch,
                 keep=lambda report: write(report, place, npz.stem),
             )  # fmt: skip
         write(report, place, npz.stem)
-    return (place / "report.md").read_text(encoding="utf-8")
+    return place
+
+
+def compared(reports: Mapping[str, Document]) -> str:
+    """The models of one set side by side, and the trainings without defence taken together.
+
+    Args:
+        reports: by title, in the order of the rows.
+    """
+    plain = [report for title, report in reports.items() if title.startswith("without defence")]
+    columns = ["model", "read rightly", "flagged though clean"]
+    columns += [f"{what} {level}" for what in ("PGD", "admitted and misread") for level in LEVELS]
+    lines = [
+        "### Other trainings of the model",
+        "",
+        "Per cent. PGD: how many attacked scans the model alone misreads, of those it reads rightly. Admitted and",
+        "misread: the informed attacker against the whole ensemble, who holds the model, the twins, the detectors and",
+        "the threshold. The last row takes the trainings without defence together, with 95 % intervals, which count",
+        "scans and not trainings.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+        *("| " + " | ".join([title, *_cells([report])]) + " |" for title, report in reports.items()),
+    ]
+    if len(plain) > 1:
+        lines.append("| " + " | ".join([f"{len(plain)} seeds", *_cells(plain)]) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _cells(reports: Sequence[Document]) -> list[str]:
+    """The figures of models taken together, with an interval where there are several."""
+    clean = sum(report["n_clean"] for report in reports)
+    rightly = sum(round(report["clean_accuracy"] * report["n_clean"]) for report in reports)
+    flagged = sum(round(report["fpr_measured"]["rate"] * report["n_clean"]) for report in reports)
+    cells = [(rightly, clean), (flagged, clean)]
+    for name, hits in (("pgd", "n_success"), ("adaptive", "evaded")):
+        for level in LEVELS:
+            entries = [
+                each for report in reports for each in report["attacks"] if (each["name"], each["eps"]) == (name, level)
+            ]
+            n = sum(each["n_attacked"] for each in entries)
+            cells.append((sum(each[hits] if hits == "n_success" else len(each[hits]) for each in entries), n))
+    return [_cell(hits, n, interval=len(reports) > 1) for hits, n in cells]
+
+
+def _cell(hits: int, n: int, *, interval: bool) -> str:
+    if not n:
+        return "-"
+    rate = clopper_pearson(hits, n)
+    span = f" [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]" if interval else ""
+    return f"{100 * rate['rate']:.1f}{span}"
 
 
 def _document(command: str, chapters: list[str]) -> str:
@@ -120,8 +232,8 @@ def _document(command: str, chapters: list[str]) -> str:
         f"Written by `{command}`; do not edit. Python {platform.python_version()}, torch {torch.__version__}, "
         f"{os.cpu_count()} cores, CPU. How figures are counted: [evaluation.md](evaluation.md).",
         "",
-        "One model, one training seed for each set: small residual networks trained without any defence. The tables",
-        "have every method that was fitted; only those with a weight decide.",
+        "Small residual networks trained without any defence, with one seed unless it says otherwise. The tables have",
+        "every method that was fitted; only those with a weight decide.",
         "",
         *chapters,
     ]

@@ -14,6 +14,7 @@ from lab.training import export, train_classifier
 
 MODALITIES = {1: "CR", 3: "XC"}
 """By the number of channels: what such images are taken for, a radiograph or a photograph."""
+MODEL = "model.onnx"
 _PROFILE = """\
 name = "{name}"
 version = "1"
@@ -50,18 +51,18 @@ class Victim:
         return Profile.load(self.profile_file)
 
 
-def victim(npz: Path, directory: Path) -> Victim:
+def victim(npz: Path, directory: Path, *, seed: int = 0) -> Victim:
     """Train a model on the `train` split; one that already lies in the directory is taken.
 
     Raises:
         lab.data.DataError: the file is not of the layout of architecture 5.1.
         KeyError: it names no classes, or holds no test images.
     """
-    profile_file, model_file = described(npz, directory), directory / "model.onnx"
+    profile_file, model_file = described(npz, directory), directory / MODEL
     profile = Profile.load(profile_file)
     images = load(npz, profile)
     if not model_file.exists():
-        model = train_classifier(images.train.images, images.train.labels, classes=len(profile.classes))
+        model = train_classifier(images.train.images, images.train.labels, classes=len(profile.classes), seed=seed)
         model_file.write_bytes(export(model, profile))
     return Victim(profile_file, model_file, images)
 

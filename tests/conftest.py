@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SKIPS = ("needs shared data", "needs kubectl", "needs cuda")
-"""How the reason of an allowed skip starts: real scans are not part of the source tree, Debian's kubectl is too old, and a
-graphics processor is not in every build machine."""
+"""How the reason of an allowed skip starts: real scans are not part of the source tree, Debian's kubectl is too old,
+and not every build machine has a graphics processor."""
 
 SKIPS_AT_A_DESK = (
     *SKIPS,

@@ -29,9 +29,10 @@ from lab.hardening.words import spoken
 from lab.learning import Recipe
 from lab.progress import Watch
 from lab.training import export
+from lab.victims import MODEL
 from lab.workbench import span_of
 
-CARD, PAGE, MODEL, PROFILE = "card.json", "card.md", "model.onnx", "profile.toml"
+CARD, PAGE, PROFILE = "card.json", "card.md", "profile.toml"
 TRAINING, FIGURES = "training", "figures.json"
 
 
