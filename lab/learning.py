@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.augmentation import Augmentation
+from detectors.averaging import begun, move
 from lab.data import DataError
 
 
@@ -148,7 +149,7 @@ class _Run:
         )
         steps = recipe.steps(images)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps, pct_start=0.25)
-        mean = {name: value.clone() for name, value in model.state_dict().items()} if recipe.averaging else {}
+        mean = begun(model.state_dict()) if recipe.averaging else {}
         return cls(model, optimizer, schedule, torch.Generator(device).manual_seed(seed), mean, steps)
 
     def step(self, loss: Tensor, averaging: float) -> None:
@@ -159,10 +160,8 @@ class _Run:
         self.schedule.step()
         self.done += 1
         kept = min(averaging, self.done / (self.done + 9))  # early on, the first weights would weigh too much
-        state = self.model.state_dict() if self.mean else {}
-        for name, value in state.items():
-            if value.is_floating_point():
-                self.mean[name].lerp_(value, 1 - kept)
+        if self.mean:
+            move(self.mean, self.model.state_dict(), kept=kept)
 
     def save(self, path: Path, digest: str, draws: torch.Generator, epoch: int) -> None:
         """Write everything that the next epoch needs; the old file is replaced only by a whole new one."""

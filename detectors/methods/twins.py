@@ -7,7 +7,7 @@ model fools the twin too, the twin is silent; Tramer 2022, arXiv:2107.11630, bou
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.augmentation import Augmentation
+from detectors.averaging import begun, move
 from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
 from detectors.material import Material
@@ -146,8 +147,8 @@ def harden(
     lesson = Lesson(teacher, recipe, task, torch.Generator(device).manual_seed(seed))
     optimizer = torch.optim.AdamW(twin.parameters(), lr=recipe.peak, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak, total_steps=recipe.steps + 1)
-    mean = {name: value.clone() for name, value in twin.state_dict().items()}
-    memory = 1 - 1 / max(1.0, AVERAGED * recipe.steps)
+    mean = begun(twin.state_dict())
+    kept = 1 - 1 / max(1.0, AVERAGED * recipe.steps)
     for done, chosen in zip(range(recipe.steps), _batches(len(images), recipe.batch, order), strict=False):
         batch = MOVED(images[chosen].to(device), lesson.noise).clamp(0, 1)
         batch = batch.contiguous(memory_format=torch.channels_last)
@@ -158,7 +159,7 @@ def harden(
         nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        _average(mean, twin.state_dict(), memory)
+        move(mean, twin.state_dict(), kept=kept)
         progress((done + 1) / recipe.steps)
     twin.load_state_dict(mean)
     return twin.eval().requires_grad_(False)
@@ -168,15 +169,6 @@ def _batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
     """Indices of one batch after another, for ever: every image once before any is seen again."""
     while True:
         yield from torch.split(torch.randperm(count, generator=order), size)
-
-
-def _average(mean: dict[str, Tensor], now: Mapping[str, Tensor], memory: float) -> None:
-    """Move the mean towards the present weights, in place; counters are taken as they are."""
-    for name, value in now.items():
-        if value.is_floating_point():
-            mean[name].lerp_(value, 1 - memory)
-        else:
-            mean[name].copy_(value)
 
 
 @dataclass(frozen=True, slots=True)
