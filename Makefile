@@ -25,7 +25,7 @@ PEER_PYTHON ?= $(shell for name in /usr/bin/python3.11 /usr/bin/python3 $(PYTHON
 	&& echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images denoisers hardening study drift signed phantom clean
+.PHONY: help install system demo test test-peers lint format fuzz stubs bench soak results results-images families denoisers hardening study drift signed phantom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -100,6 +100,9 @@ results: install ## Measure what the bundled detectors catch; writes docs/result
 
 results-images: install ## Train, guard and attack models on real images (hours); writes docs/results.md (GRADE=quick)
 	@$(BIN)/python -m lab.image_results --grade $(GRADE)
+
+families: install ## Leave families of attacks out of the fusion, after results-images; writes docs/results-families.md (GRADE=quick)
+	@$(BIN)/python -m lab.families --grade $(GRADE)
 
 denoisers: install ## Measure every denoiser on the bundled model; writes docs/results-denoisers.md
 	@$(BIN)/python -m lab.denoiser_results

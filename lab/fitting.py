@@ -1,7 +1,7 @@
 """Fits, calibrates and writes a detector artefact from clean scans of one source."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,12 +42,16 @@ from lab.opening import opened
 from lab.progress import Expect, Watch
 from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
-from lab.workbench import Workbench, span_of
+from lab.workbench import Family, Workbench, span_of
 
 FIT_SHARE = 0.8
 """Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
 HELD_OUT = frozenset({Fusion.name})
 """Methods that are fitted on A: they weigh the twins, and a twin knows the scans that it was trained on."""
+HOMES: Mapping[str, str] = {
+    COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, Fusion.name: SENSITIVE, GradientResidual.name: GRADIENT,
+}  # fmt: skip
+"""Detectors that may decide, each with its channel; all others only report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +149,8 @@ def fit(
     material = bench.material(probe, parts.fit.images)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
     restorers = make(bench, denoisers, parts.fit.images)
-    material = bench.held_out(probe, parts.a.images)  # (4)
-    detectors += [_fitted(registry.method(name), material, watch) for name in methods if name in HELD_OUT]
-    members, channels, worths = _chosen(bench, probe, detectors, parts.a.images, fpr)
-    ensemble = _promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
+    members, channels, worths = weighed(bench, probe, detectors, methods, parts.a.images, fpr)  # (4)
+    ensemble = promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     doubts = doubted(bench, ensemble, parts.a.images, parts.b.images)
     facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths) | doubts.document()
@@ -234,8 +236,7 @@ Tailed = tuple[Detector, TailCalibration, str | None]
 
 def _tails(detectors: Sequence[Detector], scores: Mapping[str, Tensor]) -> list[Tailed]:
     """On A: what it means for each score to be large."""
-    homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, Fusion.name: SENSITIVE, GradientResidual.name: GRADIENT}
-    return [(each, TailCalibration.fit(scores[each.name]), homes.get(each.name)) for each in detectors]
+    return [(each, TailCalibration.fit(scores[each.name]), HOMES.get(each.name)) for each in detectors]
 
 
 def _channels(members: list[Tailed], scores: Mapping[str, Tensor]) -> list[Channel]:
@@ -248,16 +249,43 @@ def _channels(members: list[Tailed], scores: Mapping[str, Tensor]) -> list[Chann
     return channels
 
 
-def _chosen(
-    bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor, fpr: float
+def weighed(
+    bench: Workbench,
+    probe: Probe,
+    learned: Sequence[Detector],
+    methods: Sequence[str],
+    images: Tensor,
+    fpr: float,
+    *,
+    without: Set[Family] = frozenset(),
 ) -> tuple[list[Tailed], list[Channel], dict[str, Worth]]:
-    """On A: the members that decide, each with its worth; one that only costs is reported and weighs nothing."""
+    """On A: fit what must not see what the twins saw, and every tail; leave out of the decision what only costs.
+
+    Args:
+        bench: of the model.
+        probe: with the twins.
+        learned: the detectors that were fitted on the fit part.
+        methods: names of all; those of `HELD_OUT` are fitted here.
+        images: the clean scans of A, as the model takes them.
+        fpr: target false-positive rate.
+        without: families of simulated attacks that neither the fusion nor the choice of members is shown.
+    """
+    material = bench.held_out(probe, images, without=without)
+    fitted = [_fitted(registry.method(name), material, bench.watch) for name in methods if name in HELD_OUT]
+    return _chosen(bench, probe, [*learned, *fitted], images, fpr, without)
+
+
+def _chosen(
+    bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor, fpr: float, without: Set[Family]
+) -> tuple[list[Tailed], list[Channel], dict[str, Worth]]:
+    """The members that decide, each with its worth; one that only costs is reported and weighs nothing."""
     scores = bench.scores(probe, detectors, images)
     members = _tails(detectors, scores)
     deciding = [member for member in members if member[2]]
     if len(images) < fewest(fpr, Guarantee.MARGINAL):
         return members, _channels(members, scores), {}
-    trial = bench.trial(_calibrated(probe, deciding, _channels(deciding, scores), scores, fpr), images, fpr)
+    ensemble = _calibrated(probe, deciding, _channels(deciding, scores), scores, fpr)
+    trial = bench.trial(ensemble, images, fpr, without=without)
     if trial is None:
         return members, _channels(members, scores), {}
     while True:
@@ -282,14 +310,14 @@ def _calibrated(
     return Ensemble(probe, staffed, channels, ConformalCalibration.fit(join(staffed, channels, scores), fpr))
 
 
-def _promised(
+def promised(
     bench: Workbench,
     probe: Probe,
     members: list[Tailed],
     channels: list[Channel],
     scans: Split,
     fpr: float,
-    told: Told | None,
+    told: Told | None = None,
 ) -> Ensemble:
     """On B: the conformal rule of each member and of the whole, and of each category."""
     scores = bench.scores(probe, [each for each, *_ in members], scans.images)

@@ -1,7 +1,8 @@
 """Where the parts of an artefact are made: one model, one device, one seed, one progress display."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -31,6 +32,17 @@ FAMILY_ROUNDS = 8
 """How often each scan of A is attacked, for the fusion and again for the trial of the members."""
 INFORMED, INFORMED_LEVELS, INFORMED_STEPS = 64, 4.0, 20
 """Scans, budget and steps of the attacker who holds the detectors, in the trial of the members."""
+
+
+class Family(StrEnum):
+    """A kind of simulated attack that the fusion is shown."""
+
+    GRADIENT = "gradient"
+    """Follows the model itself."""
+    SMOOTH = "smooth"
+    """Follows it, in changes without fine detail."""
+    CARRIED = "carried over"
+    """Follows a twin, or model and twins together, and carries over to the model."""
 
 
 class Workbench:
@@ -109,13 +121,18 @@ class Workbench:
         )
         return Material(unit, torch.cat(benign), found.images, found.sources, probe, self.seed + 6)
 
-    def held_out(self, probe: Probe, images: Tensor) -> Material:
-        """The same on A, whose scans no twin has seen: few scans, so each is attacked in every way."""
+    def held_out(self, probe: Probe, images: Tensor, *, without: Set[Family] = frozenset()) -> Material:
+        """The same on A, whose scans no twin has seen: few scans, so each is attacked in every way.
+
+        `without` leaves families out and changes nothing in the others. Raises DataError where no attack is left.
+        """
         unit = self.span.to_unit(images)
-        found = self._families(probe, unit, "simulating attacks on held-out scans", seed=self.seed + 200)
+        found = self._families(probe, unit, without, "simulating attacks on held-out scans", seed=self.seed + 200)
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
 
-    def trial(self, ensemble: Ensemble, images: Tensor, fpr: float) -> Trial | None:
+    def trial(
+        self, ensemble: Ensemble, images: Tensor, fpr: float, *, without: Set[Family] = frozenset()
+    ) -> Trial | None:
         """How every member scores A clean, attacked by who does not know the detectors, and by who does.
 
         The scans are those on which tails and fusion were fitted, so what follows compares members and no more; None
@@ -124,7 +141,7 @@ class Workbench:
         if len(images) < max(20, 1 / fpr):
             return None
         unit = self.span.to_unit(images)
-        attacked = self._families(ensemble.probe, unit, "trying the members", seed=self.seed + 300).images
+        attacked = self._families(ensemble.probe, unit, without, "trying the members", seed=self.seed + 300).images
         evading = self._evading(ensemble, unit[:INFORMED], fpr) if self.reference.gradients else attacked[:0]
         detectors = [member.detector for member in ensemble.members]
 
@@ -148,19 +165,24 @@ class Workbench:
         with torch.no_grad():
             return found[changed(answer, self.model(found), self.task)].cpu()
 
-    def _families(self, probe: Probe, unit: Tensor, stage: str, seed: int) -> Attacked:
-        """Rounds of every family: on the model three, smooth ones two, and one on each twin, and on all together."""
+    def _families(self, probe: Probe, unit: Tensor, without: Set[Family], stage: str, seed: int) -> Attacked:
+        """Rounds of every family: on the model three, smooth ones two, and one on each twin, and on all together.
+
+        A round's seed is its place, whichever others are left out.
+        """
         twins: list[Model] = [_answers_of(twin) for twin in probe.twins.values()]
 
         def all_of(images: Tensor) -> Tensor:
             return torch.stack([self.model(images), *(twin(images) for twin in twins)]).mean(0)
 
-        ways: list[tuple[Model | None, bool]] = [(None, smooth) for smooth in (False, False, False, True, True)]
-        ways += [(guide, False) for guide in (*twins, all_of)]
+        own = (*3 * (Family.GRADIENT,), *2 * (Family.SMOOTH,))
+        ways: list[tuple[Family, Model | None]] = [(family, None) for family in own]
+        ways += [(Family.CARRIED, guide) for guide in (*twins, all_of)]
+        shown = [(k, family, guide) for k, (family, guide) in enumerate(ways) if family not in without]
         rounds = []
-        with staged(self.watch, stage, len(ways)) as done:
-            for k, (guide, smooth) in enumerate(ways):
-                rounds.append(self._simulated(unit, seed=seed + k, guide=guide, smooth=smooth))
+        with staged(self.watch, stage, len(shown)) as done:
+            for k, family, guide in shown:
+                rounds.append(self._simulated(unit, seed=seed + k, guide=guide, smooth=family is Family.SMOOTH))
                 done()
         return _together(rounds)
 
@@ -192,10 +214,9 @@ def _answers_of(twin: Twin) -> Model:
 
 def _together(rounds: Sequence[Attacked]) -> Attacked:
     """All attacks of several rounds; raises DataError where none succeeded."""
-    found = Attacked(torch.cat([r.images for r in rounds]), torch.cat([r.sources for r in rounds]))
-    if len(found.images) < 2:
+    if sum(len(each.images) for each in rounds) < 2:
         raise DataError("no simulated attack changed the model's answer: there is nothing to learn detection from")
-    return found
+    return Attacked(torch.cat([r.images for r in rounds]), torch.cat([r.sources for r in rounds]))
 
 
 def logits_of(probe: Probe) -> Model:
