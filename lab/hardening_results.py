@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
+from torch.nn import functional
 
+from lab.data import SPLITS, channels_first
 from lab.hardening.harden import harden
 from lab.hardening.method import Method
 from lab.hardening.registry import METHODS, named
@@ -38,28 +41,56 @@ SCARCE = {"ssat 5 %": 0.05, "ssat 20 %": 0.2}
 @click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, grey levels")
 @click.option("--attacked", type=click.IntRange(min=1), default=100, show_default=True, help="test scans to attack")
 @click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="of PGD")
+@click.option("--size", type=click.IntRange(min=8), help="rows and columns of the images, in place of their own")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".cache/results"), show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=REPORT, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default=True)
 def main(
     *, images: Path, sets: Sequence[str], wanted: Sequence[str], recipes: tuple[str, ...], attacks: str, eps: str,
-    attacked: int, steps: int, seed: int, work: Path, out: Path, threads: int,
+    attacked: int, steps: int, size: int | None, seed: int, work: Path, out: Path, threads: int,
 ) -> None:  # fmt: skip
     """Train and measure each method on each set, and write the table as it grows; what is done is not done again."""
     torch.set_num_threads(threads)
     with refusals():
         judge, rows = judging(attacks, eps, attacked, steps), _rows(wanted)
-        chapters: dict[str, dict[str, Any]] = {name: {} for name in sets}
-        for name, cards in chapters.items():
-            profile = described(images / f"{name}.npz", work / name)
+        command = _command(click.get_current_context())
+        chapters: dict[str, dict[str, Any]] = {}
+        for name in sets:
+            cards = chapters.setdefault(f"{name}, {size} x {size} pixels" if size else name, {})
+            npz, place = images / f"{name}.npz", work / (f"{name}-{size}" if size else name)
+            npz = _resized(npz, size, place) if size else npz
+            profile = described(npz, place)
             for title, method in rows.items():
                 with progress() as watch:
                     cards[title] = harden(
-                        method, images / f"{name}.npz", profile, work / name / "hardening" / title.replace(" ", "_"),
+                        method, npz, profile, place / "hardening" / title.replace(" ", "_"),
                         recipe=recipe(method.recipe, recipes), judging=judge, seed=seed, watch=watch,
                     )  # fmt: skip
-                out.write_text(document(out.read_text(encoding="utf-8"), chapters), encoding="utf-8")
+                out.write_text(document(out.read_text(encoding="utf-8"), command, chapters), encoding="utf-8")
+
+
+def _resized(npz: Path, size: int, folder: Path) -> Path:
+    """The same scans with fewer pixels, each the mean of those it stands for, in whole grey levels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with np.load(npz, allow_pickle=False) as file:
+        arrays = dict(file)
+    for key in (f"{split}_images" for split in SPLITS):
+        images = torch.from_numpy(channels_first(arrays[key], key)).float()
+        small = functional.interpolate(images, (size, size), mode="area")
+        arrays[key] = small.round().byte().movedim(1, -1).squeeze(-1).numpy()
+    np.savez(folder / npz.name, **arrays)
+    return folder / npz.name
+
+
+def _command(context: click.Context) -> str:
+    """What was asked for and decides the figures: all but folders and threads."""
+    words = ["python -m lab.hardening_results"]
+    for option in context.command.params:
+        value = context.params[option.name or ""]
+        if option.name not in {"images", "work", "out", "threads"} and value not in (None, option.default):
+            words += [f"{option.opts[0]} {each}" for each in (value if isinstance(value, tuple) else (value,))]
+    return " ".join(words)
 
 
 def _rows(wanted: Sequence[str]) -> dict[str, Method]:
@@ -72,11 +103,11 @@ def _rows(wanted: Sequence[str]) -> dict[str, Method]:
     return rows
 
 
-def document(before: str, chapters: Mapping[str, Mapping[str, Any]]) -> str:
+def document(before: str, command: str, chapters: Mapping[str, Mapping[str, Any]]) -> str:
     """The page with its last section written anew; every figure comes from a card."""
     lines = [
         MEASURED,
-        f"Written by `python -m lab.hardening_results`; do not edit below. Python {platform.python_version()}, torch",
+        f"Written by `{command}`; do not edit below. Python {platform.python_version()}, torch",
         f"{torch.__version__}, {os.cpu_count()} cores, CPU. Per cent of right answers; under attack, scans that are",
         "misread anyway count as wrong, and the attacker knows the network. `s`: processor seconds of an epoch.",
     ]

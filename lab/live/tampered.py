@@ -23,6 +23,7 @@ from lab.data import DataError
 from lab.progress import Watch
 from lab.statistics import clopper_pearson
 from signing import read
+from signing.dictionary import DATA_SET_TRAILING_PADDING, DIGITAL_SIGNATURES_SEQUENCE, MAC_PARAMETERS_SEQUENCE
 from signing.testing import strip_signatures
 
 IN_FLIGHT = 8
@@ -30,6 +31,8 @@ IN_FLIGHT = 8
 KEPT_MAX = 100
 """Admitted forgeries that are kept as files: the first is already too many."""
 _PIXEL_DATA = 0x7FE00010
+_SPARED = (MAC_PARAMETERS_SEQUENCE, DIGITAL_SIGNATURES_SEQUENCE, DATA_SET_TRAILING_PADDING)
+"""PS3.3 C.12.1.1.3.1.1: no signature covers padding; PS3.10 7.2: it means nothing, so that a change is no forgery."""
 _SIGNATURES = ("MACParametersSequence", "DigitalSignaturesSequence")
 _MEANINGS = ("PatientID", "PatientName", "StudyDate", "SeriesDescription", "BodyPartExamined", "AccessionNumber")
 
@@ -106,8 +109,8 @@ def graft(content: bytes, others: Sequence[bytes], draws: Draws) -> bytes:
 
 
 def bits(content: bytes, _others: Sequence[bytes], draws: Draws) -> bytes:
-    """One bit of the data set, anywhere but in the signatures themselves."""
-    element = [each for each in read(content).elements if each.tag not in (0x4FFE0001, 0xFFFAFFFA)]
+    """One bit of the data set, anywhere but in the signatures themselves and in padding, which means nothing."""
+    element = [each for each in read(content).elements if each.tag not in _SPARED]
     chosen = element[draws.integers(len(element))]
     return _flipped(content, chosen.start, chosen.end, draws)
 

@@ -261,12 +261,32 @@ def test_every_network_becomes_a_file_that_detectors_can_be_fitted_for(name: str
 def test_the_table_keeps_the_prose_and_tells_every_card(site: Path) -> None:
     card = json.loads(run(site, "plain", "--json").stdout)
     before = f"# Hardening\n\nProse.\n\n{hardening_results.MEASURED}\nOld figures.\n"
-    page = hardening_results.document(before, {"discs": {"plain": card}})
+    page = hardening_results.document(before, "python -m lab.hardening_results", {"discs": {"plain": card}})
 
     assert page.startswith("# Hardening\n\nProse.\n\n## What was measured\n")
     assert "Old figures" not in page
     assert f"| `plain` | {100 * card['measured']['clean']['rate']:.1f} |" in page
     assert "| method | clean | pgd 2 | pgd 4 | s |" in page
+
+
+def test_the_table_says_how_it_came_about_and_of_what_size_the_images_were(site: Path) -> None:
+    page = site / "page.md"
+    page.write_text(f"# Hardening\n\n{hardening_results.MEASURED}")
+    recipes = [word for setting in TINY for word in ("--recipe", setting)]
+    asked = ["--set", "data", "--method", "plain", *recipes, "--attacks", "pgd", "--eps", "2", "--size", "8"]
+    places = ["--images", str(site), "--work", str(site / "work"), "--out", str(page), "--threads", "1"]
+    CliRunner().invoke(hardening_results.main, [*asked, *places], catch_exceptions=False)
+
+    with np.load(site / "work" / "data-8" / "data.npz") as small, np.load(site / "data.npz") as whole:
+        means = whole["test_images"].astype(float).reshape(24, 8, 2, 8, 2).mean((2, 4))
+        assert np.abs(small["test_images"] - means).max() <= 0.5
+        assert (small["test_groups"] == whole["test_groups"]).all()
+    text = page.read_text()
+    assert "### data, 8 x 8 pixels" in text
+    told = text.partition("Written by `")[2].partition("`")[0]
+    assert told == "python -m lab.hardening_results " + " ".join(
+        ["--set data", "--method plain", *(f"--recipe {each}" for each in TINY), "--attacks pgd", "--eps 2", "--size 8"]
+    )
 
 
 def test_the_page_lists_every_method() -> None:
