@@ -41,6 +41,9 @@ SCARCE = {"ssat 5 %": 0.05, "ssat 20 %": 0.2}
 @click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, grey levels")
 @click.option("--attacked", type=click.IntRange(min=1), default=100, show_default=True, help="test scans to attack")
 @click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="of PGD")
+@click.option(
+    "--queries", type=click.IntRange(min=1), default=5000, show_default=True, help="of the last attack of AutoAttack"
+)
 @click.option("--size", type=click.IntRange(min=8), help="rows and columns of the images, in place of their own")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".cache/results"), show_default=True)
@@ -48,12 +51,12 @@ SCARCE = {"ssat 5 %": 0.05, "ssat 20 %": 0.2}
 @click.option("--threads", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default=True)
 def main(
     *, images: Path, sets: Sequence[str], wanted: Sequence[str], recipes: tuple[str, ...], attacks: str, eps: str,
-    attacked: int, steps: int, size: int | None, seed: int, work: Path, out: Path, threads: int,
+    attacked: int, steps: int, queries: int, size: int | None, seed: int, work: Path, out: Path, threads: int,
 ) -> None:  # fmt: skip
     """Train and measure each method on each set, and write the table as it grows; what is done is not done again."""
     torch.set_num_threads(threads)
     with refusals():
-        judge, rows = judging(attacks, eps, attacked, steps), _rows(wanted)
+        judge, rows = judging(attacks, eps, attacked, steps, queries), _rows(wanted)
         command = _command(click.get_current_context())
         chapters: dict[str, dict[str, Any]] = {}
         for name in sets:

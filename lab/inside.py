@@ -174,16 +174,19 @@ def _draw(rows: Mapping[float, Mapping[str, Any]], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     shades: Sequence[str] = ("#8ac1e6", "#4a9bd4", "#1274b8", "#062b4f")
-    right.plot(next(iter(rows.values()))["own"]["clean"], color="#d0560a", marker="s", label="clean")
+    first = next(iter(rows.values()))
+    layers = first["layers"]
+    right.plot(layers, first["own"]["clean"], color="#d0560a", marker="s", label="clean")
     for (level, row), shade in zip(rows.items(), shades, strict=True):
-        left.plot(row["moved"]["attack"], color=shade, marker="o", label=f"attack, {level:g}")
-        left.plot(row["moved"]["noise"], color=shade, marker=".", ls=":", label=f"noise, {level:g}")
-        right.plot(row["own"]["attack"], color=shade, marker="o", label=f"attack, {level:g}")
-    left.set(xlabel="layer", ylabel="features moved, share of their spread", yscale="log")
-    right.set(xlabel="layer", ylabel="nearest to their own class", ylim=(-0.03, 1.03))
+        told = f"{level:g} grey level{'s' * (level > 1)}"
+        left.plot(layers, row["moved"]["attack"], color=shade, marker="o", label=f"attack, {told}")
+        left.plot(layers, row["moved"]["noise"], color=shade, marker=".", ls=":", label=f"noise, {told}")
+        right.plot(layers, row["own"]["attack"], color=shade, marker="o")
+    left.set(ylabel="features moved, share of their spread", yscale="log")
+    right.set(ylabel="nearest to their own class", ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.grid(color="#e7ebef")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -27,6 +27,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, 8-bit grey levels of the window")
 @click.option("--attacked", type=click.IntRange(min=1), default=100, show_default=True, help="test scans to attack")
 @click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="of PGD")
+@click.option(
+    "--queries", type=click.IntRange(min=1), default=5000, show_default=True, help="of the last attack of AutoAttack"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print the card as JSON on stdout")
@@ -43,6 +46,7 @@ def harden(
     eps: str,
     attacked: int,
     steps: int,
+    queries: int,
     seed: int,
     device: str,
     as_json: bool,
@@ -56,7 +60,7 @@ def harden(
     with refusals():
         made = words.method(method, options)
         recipe = words.recipe(made.recipe, recipes)
-        judging = words.judging(attacks, eps, attacked, steps)
+        judging = words.judging(attacks, eps, attacked, steps, queries)
         model = None if model_path is None else model_path.read_bytes()
         with progress() as watch:
             card = run(

@@ -73,10 +73,11 @@ def recipe(usual: Recipe, words: Sequence[str]) -> Recipe:
     return changed
 
 
-def judging(attacks: str, eps: str, attacked: int, steps: int) -> Judging:
+def judging(attacks: str, eps: str, attacked: int, steps: int, queries: int) -> Judging:
     """Return how to attack, from names and whole numbers with commas between; raises `DataError`."""
     try:
-        return Judging(attacked, tuple(int(each) for each in eps.split(",")), tuple(attacks.split(",")), steps)
+        levels, names = tuple(int(each) for each in eps.split(",")), tuple(attacks.split(","))
+        return Judging(attacked, levels, names, steps, queries=queries)
     except ValueError as error:
         raise DataError(f"--attacks {attacks} --eps {eps}: {error}") from error
 
