@@ -270,7 +270,7 @@ def _from_folder(folder: Path, profile: Profile) -> Dataset:
     parts: dict[str, list[_Row]] = {name: [] for name in SPLITS}
     with DisposableDecoder() as decoder:
         for row in rows:
-            content = _bytes_of(folder, row["file"])
+            content = file_in(folder, row["file"])
             told.update(repr(sorted(row.items())).encode() + hashlib.sha256(content).digest())
             if row["label"] not in profile.classes:
                 raise DataError(f"{row['file']}: {row['label']!r} is no class of the profile")
@@ -285,8 +285,8 @@ def _from_folder(folder: Path, profile: Profile) -> Dataset:
     return Dataset(**splits, classes=profile.classes, sha256=told.hexdigest())
 
 
-def _bytes_of(folder: Path, name: str) -> bytes:
-    """A file of the folder, not of anywhere else."""
+def file_in(folder: Path, name: str) -> bytes:
+    """Return a file of the folder, not of anywhere else; raises `DataError`."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise DataError(f"{name}: lies outside the folder")

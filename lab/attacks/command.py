@@ -25,12 +25,11 @@ from lab.attacks.dicom import opened, written
 from lab.attacks.measures import change
 from lab.attacks.registry import ATTACKS, named
 from lab.attacks.tampering import TAMPERINGS
-from lab.data import DataError, laid_out, opened_npz, stored
+from lab.data import DataError, file_in, laid_out, opened_npz, stored
 from signing import DicomError
 
 REPORT = "attack.json"
 FILES_MAX = 10_000
-FILE_BYTES_MAX = 2**31
 
 
 def configured(name: str | None, eps: float | None, options: Sequence[str]) -> Attack:
@@ -226,19 +225,6 @@ def labelled(source: Path, profile: Profile) -> list[tuple[str, int]]:
     if strange := sorted({row["label"] for row in rows} - set(profile.classes)):
         raise DataError(f"{strange[0]!r} is no class of the profile")
     return [(row["file"], profile.classes.index(row["label"])) for row in rows]
-
-
-def file_in(folder: Path, name: str) -> bytes:
-    """Return a file of the folder, not of anywhere else."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise DataError(f"{name}: lies outside the folder")
-    try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise DataError(f"{name}: is larger than {FILE_BYTES_MAX} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read") from error
 
 
 def _value(text: str) -> object:

@@ -17,7 +17,7 @@ from gateway.pixels.decompressor import DisposableDecoder
 from gateway.pixels.unexaminable import UnexaminableError
 from gateway.profile import Profile
 from lab.attacks.attack import Attack, Target
-from lab.attacks.command import REPORT, apart, configured, file_in, labelled
+from lab.attacks.command import REPORT, apart, configured, labelled
 from lab.attacks.dicom import Opened, opened
 from lab.attacks.guarded import Admitted
 from lab.attacks.hopskipjump import HopSkipJump
@@ -25,7 +25,7 @@ from lab.attacks.registry import ATTACKS
 from lab.attacks.simulated import NES, ZOO, GradientSimulation
 from lab.attacks.square import Square
 from lab.counters import grown, scraped
-from lab.data import DataError
+from lab.data import DataError, file_in
 from lab.live.service import Service, SpentError
 from signing import DicomError
 
