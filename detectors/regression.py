@@ -1,5 +1,6 @@
 """Small regressions with one solution: logistic by Newton's method, ridge in closed form, and a linear head."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,14 +82,20 @@ def imitation(features: Tensor, logits: Tensor, task: Task, *, penalty: float, r
     return Head(centre.float(), spread.float(), weights.detach().float())
 
 
-def logistic(inputs: Tensor, target: Tensor, importance: Tensor, *, strength: float) -> Tensor:
+def logistic(
+    inputs: Tensor, target: Tensor, importance: Tensor, *, strength: float, rising: bool = False
+) -> Tensor:  # fmt: skip
     """Ridge logistic regression by Newton's method.
+
+    Where no weight may be below 0, by its projection (Bertsekas 1982, SIAM J. Control Optim. 20, 221): weights that
+    stand at 0 and would fall are left out of a step, and a step ends at 0.
 
     Args:
         inputs: (N, F) float64.
         target: (N,) of 0 and 1.
         importance: (N,) weight of each row.
         strength: inverse strength of the penalty (the C of logistic regression).
+        rising: whether no weight but the bias may be below 0, so that the odds fall with no input.
 
     Returns:
         (F + 1,) weights, the bias last and unpenalised.
@@ -96,6 +103,8 @@ def logistic(inputs: Tensor, target: Tensor, importance: Tensor, *, strength: fl
     design = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], 1)
     penalty = torch.ones(design.shape[1], dtype=inputs.dtype)
     penalty[-1] = 1e-9
+    lowest = torch.full_like(penalty, 0.0 if rising else -math.inf)
+    lowest[-1] = -math.inf
     weights = torch.zeros(design.shape[1], dtype=inputs.dtype)
 
     def loss(candidate: Tensor) -> Tensor:
@@ -107,11 +116,13 @@ def logistic(inputs: Tensor, target: Tensor, importance: Tensor, *, strength: fl
         chance = torch.sigmoid(design @ weights)
         slope = strength * design.T @ (importance * (chance - target)) + penalty * weights
         curvature = strength * (design.T * (importance * chance * (1 - chance))) @ design + torch.diag(penalty)
-        move = torch.linalg.solve(curvature, slope)
+        free = (weights > lowest) | (slope < 0)
+        move = torch.zeros_like(weights)
+        move[free] = torch.linalg.solve(curvature[free][:, free], slope[free])
         size = 1.0
-        while loss(weights - size * move) > loss(weights) and size > 1e-6:
+        while loss((weights - size * move).maximum(lowest)) > loss(weights) and size > 1e-6:
             size /= 2
-        weights = weights - size * move
-        if float(move.abs().max()) * size < 1e-9:
+        before, weights = weights, (weights - size * move).maximum(lowest)
+        if float((weights - before).abs().max()) < 1e-9:
             break
     return weights

@@ -4,6 +4,7 @@ All members share one budget of false alarms. One that catches what no other doe
 others catch as well only loosens their thresholds, and an attacker who can step around it uses that (docs/adr/0005).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ class Trial:
     """What members are compared on."""
 
     clean: Scores
-    """Of clean development scans, at least 1 / fpr of them and 20."""
+    """Of clean development scans, at least `fewest_to_compare` of them."""
     attacked: Scores
     """Of successful attacks by someone who does not know the detectors."""
     adaptive: Scores | None = None
@@ -42,6 +43,11 @@ class Worth:
     """By how much the ensemble catches more with it than without it; negative where it only takes budget."""
     price: float | None
     """By how much more adaptive attacks get past the ensemble with it than without; None where none were given."""
+
+
+def fewest_to_compare(fpr: float) -> int:
+    """The smallest number of clean scans on which members can be compared at this rate."""
+    return max(20, math.ceil(1 / fpr - 1e-9))
 
 
 def worth(
@@ -67,7 +73,7 @@ def worth(
     clean, attacked, adaptive = trial.clean, trial.attacked, trial.adaptive
     deciding = [member for member in members if member.channel is not None]
     count = len(clean[deciding[0].detector.name])
-    if count < max(20, 1 / fpr) or not len(attacked[deciding[0].detector.name]):
+    if count < fewest_to_compare(fpr) or not len(attacked[deciding[0].detector.name]):
         raise InputError(f"{count} clean scans are too few to compare members at {fpr:g}, or there is no attack")
     whole = _Rule.of(deciding, channels, clean, fpr)
     found = {}

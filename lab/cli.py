@@ -55,6 +55,8 @@ main.add_command(harden)
     "--detectors", "wanted", default="default", show_default=True, help="names to fit beside the default ones, or all"
 )
 @click.option("--denoiser", "denoisers", multiple=True, help="by name, repeatable; the first one's image goes on")
+@click.option("--fusion-rounds", type=click.IntRange(min=0), default=0, show_default=True,
+              help="rounds of the fusion against an attacker who knows it")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @DEVICE
 @click.option("--by", "told_by", type=click.Choice(["modality", "manufacturer", "source"]), multiple=True,
@@ -72,6 +74,7 @@ def fit(
     key_path: Path | None,
     wanted: str,
     denoisers: tuple[str, ...],
+    fusion_rounds: int,
     seed: int,
     device: str,
     told_by: tuple[str, ...],
@@ -99,7 +102,8 @@ def fit(
             fitted = fitting.fit(
                 model.file, profile, parts, out, ask=model.ask,
                 fpr=fpr, key=key, seed=seed, device=torch.device(device), methods=methods,
-                denoisers=denoisers or denoising.USUAL, told=told, watch=watch, expect=watch.expect,
+                denoisers=denoisers or denoising.USUAL, told=told, fusion_rounds=fusion_rounds,
+                watch=watch, expect=watch.expect,
             )  # fmt: skip
     if as_json:
         click.echo(fitted.manifest.decode(), nl=False)

@@ -20,8 +20,9 @@ from lab.evaluation.evaluate import evaluate
 from lab.evaluation.files import write
 from lab.evaluation.grades import GRADES, Grade
 from lab.evaluation.words import interval, levels
-from lab.fitting import HELD_OUT, HOMES, Parts, promised, weighed
+from lab.fitting import HELD_OUT, Parts, promised, weighed
 from lab.image_results import IMAGES, LEVELS, SETS
+from lab.joining import HOMES
 from lab.progress import Watch, progress
 from lab.refusals import refusals
 from lab.victims import Victim, victim

@@ -14,23 +14,23 @@ from torch import Tensor
 
 from detectors import registry
 from detectors.artifact import COLOUR, REMOTE, Artefact
-from detectors.calibration import ConformalCalibration, Guarantee, ParetoTail, TailCalibration, fewest
+from detectors.calibration import Guarantee, fewest
 from detectors.denoisers.denoiser import Denoiser
 from detectors.detector import Detector, Method
-from detectors.ensemble import GRADIENT, JOINED, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
+from detectors.ensemble import JOINED, Channel, Ensemble, join
 from detectors.heat import usual
 from detectors.material import Material
 from detectors.methods.fusion import Fusion
-from detectors.methods.gradient_residual import GradientResidual
-from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, SMALL_TWIN, Hardening
+from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, Hardening
 from detectors.models.answers import Ask
 from detectors.models.model import ReferenceModel
 from detectors.models.served import CARD, Card
 from detectors.mondrian import Mondrian, calibratable
 from detectors.observation import Signal
 from detectors.probe import Probe
-from detectors.worth import Worth, least_worth, worth
+from detectors.worth import Worth, fewest_to_compare, least_worth, worth
 from gateway.profile import Profile
+from lab import joining
 from lab.categories import Told, categories_of
 from lab.data import DataError, Dataset, Split, halves
 from lab.denoising import USUAL, check, make
@@ -42,16 +42,15 @@ from lab.opening import opened
 from lab.progress import Expect, Watch
 from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
+from lab.sparring import Sparring
 from lab.workbench import Family, Workbench, span_of
 
+CPU = torch.device("cpu")
 FIT_SHARE = 0.8
 """Of `train`, by patient: what the twins, D and the denoiser learn from. The rest is A, for fusion and tails."""
 HELD_OUT = frozenset({Fusion.name})
-"""Methods that are fitted on A: they weigh the twins, and a twin knows the scans that it was trained on."""
-HOMES: Mapping[str, str] = {
-    COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, Fusion.name: SENSITIVE, GradientResidual.name: GRADIENT,
-}  # fmt: skip
-"""Detectors that may decide, each with its channel; all others only report."""
+"""Methods that are fitted on A, or on scans held back for rounds: they weigh the twins, and a twin knows the scans that
+it was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,11 @@ class Parts:
     def of(cls, data: Dataset, seed: int) -> "Parts":
         """Split `train` by patient into fit and A; B is `val`."""
         return cls(*halves(data.train, FIT_SHARE, seed), b=data.val, test=data.test, sha256=data.sha256)
+
+    def holding_back(self, seed: int) -> tuple["Parts", Split]:
+        """The same with a fifth fewer, by patient, to learn from; and those, for the rounds of the fusion."""
+        fit, held = halves(self.fit, FIT_SHARE, seed)
+        return replace(self, fit=fit), held
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +104,12 @@ def fit(
     fpr: float,
     key: Ed25519PrivateKey | None,
     seed: int,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
     methods: Sequence[str] = registry.DEFAULT,
     denoisers: Sequence[str] = USUAL,
     told: Told | None = None,
     recipes: tuple[Hardening, Hardening] = (COPIED, SMALL),
+    fusion_rounds: int = 0,
     watch: Watch = lambda _stage, _share: None,
     expect: Expect = lambda _stages: None,
     ask: Ask | None = None,
@@ -132,6 +137,7 @@ def fit(
         denoisers: names of the denoisers, any or none; the image of the first is the one that goes on.
         told: by what scans are told apart, so that each category is calibrated for itself; None: not at all.
         recipes: how the copied and the small twin are hardened.
+        fusion_rounds: how often the fusion meets who knows it, on scans held back from `fit`; 0: fitted once, on A.
         watch: told of progress; `expect`, early, how long each stage will take.
 
     Raises:
@@ -139,32 +145,37 @@ def fit(
         ConversionError: the model can neither be rebuilt nor run.
         MismatchError: it is not what the profile says.
     """
-    place = device or torch.device("cpu")
-    _check(profile, parts, fpr, told, denoisers)
-    reference, apart, answers_only = opened(model, profile, parts.b.images, place, ask)  # (1)
-    bench = _bench(reference, profile, parts.fit.images, place, seed, watch)
+    parts, held = parts.holding_back(seed) if fusion_rounds else (parts, parts.a)
+    _check(profile, parts, held, fpr, told, denoisers)
+    reference, apart, answers_only = opened(model, profile, parts.b.images, device, ask)  # (1)
+    bench = _bench(reference, profile, parts.fit.images, device, seed, watch, fusion_rounds)
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
-    expect(_forecast(bench, parts, recipes, methods, denoisers))
+    expect(_forecast(bench, parts, held, recipes, methods, denoisers, fusion_rounds))
     probe = bench.probe(bench.twins(parts.fit.images, recipes))  # (2)
     material = bench.material(probe, parts.fit.images)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
     restorers = make(bench, denoisers, parts.fit.images)
-    members, channels, worths = weighed(bench, probe, detectors, methods, parts.a.images, fpr)  # (4)
+    members, channels, worths = weighed(  # (4)
+        bench, probe, detectors, methods, parts.a.images, fpr, held=held.images, rounds=fusion_rounds
+    )
     ensemble = promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     doubts = doubted(bench, ensemble, parts.a.images, parts.b.images)
-    facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths) | doubts.document()
-    manifest = Artefact.write(out, ensemble, restorers, facts | _served(out, model, ask))  # (7)
+    facts = _facts(model, profile, parts, held, fpr, apart, ensemble, restorers, measured, worths, fusion_rounds)
+    manifest = Artefact.write(out, ensemble, restorers, facts | doubts.document() | _served(out, model, ask))  # (7)
     put(out, manifest, key)
     return Fitted(ensemble, restorers, manifest, measured, answers_only, worths, doubts)
 
 
 def _bench(
-    reference: ReferenceModel, profile: Profile, images: Tensor, device: torch.device, seed: int, watch: Watch
-) -> Workbench:
+    reference: ReferenceModel, profile: Profile, images: Tensor, device: torch.device, seed: int, watch: Watch,
+    rounds: int,
+) -> Workbench:  # fmt: skip
     """The bench of a model; where it has no gradient, a small network taught by its answers lends attacks its own."""
     bench = Workbench(reference, profile, device, seed, watch)
     if not reference.gradients:
+        if rounds:
+            raise DataError("rounds of the fusion need the model's gradient, and this one gives answers alone")
         guide = surrogate(bench.probe({}), images, seed=seed + 20, watch=watch)
         bench.follow(lambda unit: guide(bench.span.from_unit(unit)))
     return bench
@@ -173,15 +184,17 @@ def _bench(
 def _forecast(
     bench: Workbench,
     parts: Parts,
+    held: Split,
     recipes: tuple[Hardening, Hardening],
     methods: Sequence[str],
     denoisers: Sequence[str],
+    rounds: int,
 ) -> Forecast:
     """How long each stage will take, by a few timed passes."""
     pace, gradients = Pace.of(bench, parts.fit.images, denoisers), bench.reference.gradients
     return forecast(
-        pace, fit=len(parts.fit), a=len(parts.a), test=len(parts.test),
-        gradients=gradients, recipes=recipes, methods=methods,
+        pace, fit=len(parts.fit), held=len(held), a=len(parts.a), test=len(parts.test),
+        gradients=gradients, recipes=recipes, methods=methods, rounds=rounds,
     )  # fmt: skip
 
 
@@ -194,7 +207,9 @@ def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
     return detector
 
 
-def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None, denoisers: Sequence[str]) -> None:
+def _check(
+    profile: Profile, parts: Parts, held: Split, fpr: float, told: Told | None, denoisers: Sequence[str]
+) -> None:
     """Refuse what cannot be fitted before any work is done."""
     check(denoisers)
     least = fewest(fpr, Guarantee.MARGINAL)
@@ -205,9 +220,9 @@ def _check(profile: Profile, parts: Parts, fpr: float, told: Told | None, denois
         )
     if told is not None:
         calibratable(told.attributes, categories_of(parts.b, told.attributes), fpr, told.asked)
-    for name, part in (("fit", parts.fit), ("A", parts.a)):
-        if len(part) < 40:
-            raise DataError(f"{len(part)} scans for {name} are too few; at least 40 are needed")
+    for name, part, least in (("fit", parts.fit, 40), ("A", parts.a, 40), ("the rounds of the fusion", held, 20)):
+        if len(part) < least:
+            raise DataError(f"{len(part)} scans for {name} are too few; at least {least} are needed")
 
 
 def _served(out: Path, model: bytes, ask: Ask | None) -> dict[str, Any]:
@@ -230,25 +245,6 @@ def _asks_answers_only(name: str) -> bool:
     return name != COPIED_TWIN and not registry.method(name).needs.signals & shown
 
 
-Tailed = tuple[Detector, TailCalibration, str | None]
-"""A detector, its tail on A, and its channel."""
-
-
-def _tails(detectors: Sequence[Detector], scores: Mapping[str, Tensor]) -> list[Tailed]:
-    """On A: what it means for each score to be large."""
-    return [(each, TailCalibration.fit(scores[each.name]), HOMES.get(each.name)) for each in detectors]
-
-
-def _channels(members: list[Tailed], scores: Mapping[str, Tensor]) -> list[Channel]:
-    """The channels that have members; those share the whole budget."""
-    channels = []
-    staffed = {name: weight for name, weight in WEIGHTS.items() if name in {home for *_, home in members}}
-    for name, weight in staffed.items():
-        voices = [tail.surprise(scores[each.name]) for each, tail, home in members if home == name]
-        channels.append(Channel(name, weight / sum(staffed.values()), ParetoTail.fit(torch.stack(voices).amax(0))))
-    return channels
-
-
 def weighed(
     bench: Workbench,
     probe: Probe,
@@ -258,7 +254,9 @@ def weighed(
     fpr: float,
     *,
     without: Set[Family] = frozenset(),
-) -> tuple[list[Tailed], list[Channel], dict[str, Worth]]:
+    held: Tensor | None = None,
+    rounds: int = 0,
+) -> tuple[list[joining.Tailed], list[Channel], dict[str, Worth]]:
     """On A: fit what must not see what the twins saw, and every tail; leave out of the decision what only costs.
 
     Args:
@@ -269,27 +267,30 @@ def weighed(
         images: the clean scans of A, as the model takes them.
         fpr: target false-positive rate.
         without: families of simulated attacks that neither the fusion nor the choice of members is shown.
+        held: scans that the fusion is fitted on in place of A.
+        rounds: in which the fusion meets who knows it, on scans that are not of A.
     """
-    material = bench.held_out(probe, images, without=without)
-    fitted = [_fitted(registry.method(name), material, bench.watch) for name in methods if name in HELD_OUT]
+    material = bench.held_out(probe, images if held is None else held, without=without)
+    made = {name: registry.method(name) for name in methods if name in HELD_OUT}
+    if rounds and Fusion.name in made:
+        made[Fusion.name] = Sparring(bench, rounds, fpr)
+    fitted = [_fitted(method, material, bench.watch) for method in made.values()]
     return _chosen(bench, probe, [*learned, *fitted], images, fpr, without)
 
 
 def _chosen(
     bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor, fpr: float, without: Set[Family]
-) -> tuple[list[Tailed], list[Channel], dict[str, Worth]]:
+) -> tuple[list[joining.Tailed], list[Channel], dict[str, Worth]]:
     """The members that decide, each with its worth; one that only costs is reported and weighs nothing."""
     scores = bench.scores(probe, detectors, images)
-    members = _tails(detectors, scores)
+    members = joining.tails(detectors, scores)
     deciding = [member for member in members if member[2]]
-    if len(images) < fewest(fpr, Guarantee.MARGINAL):
-        return members, _channels(members, scores), {}
-    ensemble = _calibrated(probe, deciding, _channels(deciding, scores), scores, fpr)
+    if len(images) < fewest_to_compare(fpr):
+        return members, joining.channels(members, scores), {}
+    ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), scores, fpr)
     trial = bench.trial(ensemble, images, fpr, without=without)
-    if trial is None:
-        return members, _channels(members, scores), {}
     while True:
-        ensemble = _calibrated(probe, deciding, _channels(deciding, scores), scores, fpr)
+        ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), scores, fpr)
         worths = worth(ensemble.members, ensemble.channels, trial, fpr)
         idle = least_worth(ensemble.members, worths)
         if idle is None or len(images) < fewest(fpr, Guarantee.CONFIDENT):  # fewer cannot tell half a point
@@ -297,23 +298,13 @@ def _chosen(
         deciding = [member for member in deciding if member[0].name != idle]
     kept = {each.name for each, *_ in deciding}
     members = [(each, tail, home if each.name in kept else None) for each, tail, home in members]
-    return members, _channels(members, scores), worths
-
-
-def _calibrated(
-    probe: Probe, members: list[Tailed], channels: list[Channel], scores: Mapping[str, Tensor], fpr: float
-) -> Ensemble:
-    """The ensemble with the conformal rule of these clean scores."""
-    staffed = [
-        Member(each, tail, ConformalCalibration.fit(scores[each.name], fpr), home) for each, tail, home in members
-    ]
-    return Ensemble(probe, staffed, channels, ConformalCalibration.fit(join(staffed, channels, scores), fpr))
+    return members, joining.channels(members, scores), worths
 
 
 def promised(
     bench: Workbench,
     probe: Probe,
-    members: list[Tailed],
+    members: list[joining.Tailed],
     channels: list[Channel],
     scans: Split,
     fpr: float,
@@ -321,7 +312,7 @@ def promised(
 ) -> Ensemble:
     """On B: the conformal rule of each member and of the whole, and of each category."""
     scores = bench.scores(probe, [each for each, *_ in members], scans.images)
-    ensemble = _calibrated(probe, members, channels, scores, fpr)
+    ensemble = joining.calibrated(probe, members, channels, scores, fpr)
     if told is None:
         return ensemble
     joined = join(ensemble.members, channels, scores)
@@ -334,15 +325,19 @@ def _facts(
     model: bytes,
     profile: Profile,
     parts: Parts,
+    held: Split,
     fpr: float,
     apart: float | None,
     ensemble: Ensemble,
     denoisers: Mapping[str, Denoiser],
     measured: Mapping[str, Any],
     worths: Mapping[str, Worth],
+    rounds: int,
 ) -> dict[str, Any]:
     """The manifest's entries on what was fitted, on what, and what it is worth."""
-    kind = {} if grey(span_of(profile).to_unit(parts.fit.images)) else {COLOUR: True}
+    more: dict[str, Any] = {} if grey(span_of(profile).to_unit(parts.fit.images)) else {COLOUR: True}
+    if rounds:
+        more |= {"fusion_rounds": rounds, "n_rounds": len(held)}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "scanward": version("scanward"),
@@ -359,4 +354,4 @@ def _facts(
         "conversion_max_abs_diff": apart,
         "heat_usual": usual(ensemble.probe, parts.b.images, denoisers),
         "measured": {**measured, "members": {name: asdict(each) for name, each in worths.items()}},
-    } | kind
+    } | more

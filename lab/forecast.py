@@ -10,9 +10,11 @@ from torch import Tensor
 
 from detectors.denoisers.learned import Learned
 from detectors.denoisers.registry import KINDS
+from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import Hardening
 from detectors.models.small import SmallTwin
+from lab import sparring
 from lab.development import STEPS
 from lab.measuring import LEVELS
 from lab.workbench import ATTACK_ROUNDS, ATTACKED_MAX, FAMILY_ROUNDS, Workbench
@@ -70,19 +72,21 @@ class Pace:
 
 
 def forecast(
-    pace: Pace, *, fit: int, a: int, test: int, gradients: bool, recipes: tuple[Hardening, Hardening],
-    methods: Sequence[str],
+    pace: Pace, *, fit: int, held: int, a: int, test: int, gradients: bool, recipes: tuple[Hardening, Hardening],
+    methods: Sequence[str], rounds: int,
 ) -> Forecast:  # fmt: skip
     """Seconds of each stage that takes long; what is counted is what the stages do, and nothing is rounded up.
 
     Args:
         pace: as timed.
         fit: scans to learn from.
+        held: scans to weigh the twins by.
         a: scans to order by.
         test: scans to measure on.
         gradients: whether the model gives any.
         recipes: how the copied and the small twin are hardened.
         methods: names of the detectors.
+        rounds: of the fusion against who knows it.
     """
     ahead, both, small = pace.ahead, pace.there_and_back, pace.small
     attack = _STEPS * both + (2 + 7 / 3) * ahead  # seven halvings, of each third
@@ -92,7 +96,7 @@ def forecast(
     stages = {
         "hardening the small twin": own.steps * own.batch * (2 * both + ahead + 5 * small),
         "simulating attacks": ATTACK_ROUNDS * some * attack,
-        "simulating attacks on held-out scans": FAMILY_ROUNDS * a * attack,
+        "simulating attacks on held-out scans": FAMILY_ROUNDS * held * attack,
         "trying the members": FAMILY_ROUNDS * a * (attack + look),
         "measuring": test * (look + len(LEVELS) * (_MEASURING_STEPS * both + 2 * ahead + look)),
     }
@@ -100,6 +104,9 @@ def forecast(
         stages["hardening the copied twin"] = copied.steps * copied.batch * (7 * both + ahead)
     if GradientResidual.name in methods:
         stages[f"fitting {GradientResidual.name}"] = _VARIANTS * some * both
+    if rounds:  # two gradients, of the way to a wrong answer and of the way to calm, share a pass ahead
+        step = 1.5 * ((_LOOKS + 1) * both + small)
+        stages[f"fitting {Fusion.name}"] = rounds * min(held, sparring.ATTACKED) * sparring.STEPS * step
     for name, seconds in pace.denoising.items():
         stages[f"training {name}"] = _COURSE * fit * seconds
         stages["attacking for the denoisers"] = fit * (3 * both + ahead) if gradients else 0.0

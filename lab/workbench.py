@@ -19,7 +19,7 @@ from detectors.probe import Probe, Twin
 from detectors.worth import Scores, Trial
 from gateway.profile import Profile
 from lab.attacks.adaptive import Adaptive
-from lab.attacks.attack import TASKS, Target
+from lab.attacks.attack import TASKS, Attack, Target
 from lab.data import DataError
 from lab.development import Attacked, Model, harmless, noisy, simulate, transplanted
 from lab.progress import Watch
@@ -130,19 +130,18 @@ class Workbench:
         found = self._families(probe, unit, without, "simulating attacks on held-out scans", seed=self.seed + 200)
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
 
-    def trial(
-        self, ensemble: Ensemble, images: Tensor, fpr: float, *, without: Set[Family] = frozenset()
-    ) -> Trial | None:
+    def trial(self, ensemble: Ensemble, images: Tensor, fpr: float, *, without: Set[Family] = frozenset()) -> Trial:
         """How every member scores A clean, attacked by who does not know the detectors, and by who does.
 
-        The scans are those on which tails and fusion were fitted, so what follows compares members and no more; None
-        where they are too few to compare at this rate.
+        The scans, at least `fewest_to_compare` of them, are those on which tails and fusion were fitted, so what
+        follows compares members and no more.
         """
-        if len(images) < max(20, 1 / fpr):
-            return None
         unit = self.span.to_unit(images)
         attacked = self._families(ensemble.probe, unit, without, "trying the members", seed=self.seed + 300).images
-        evading = self._evading(ensemble, unit[:INFORMED], fpr) if self.reference.gradients else attacked[:0]
+        informed = Adaptive(
+            eps=INFORMED_LEVELS, ensemble=ensemble, alpha=fpr, steps=INFORMED_STEPS, restarts=1, seed=self.seed + 16
+        )
+        evading = self.misread(informed, unit[:INFORMED]) if self.reference.gradients else attacked[:0]
         detectors = [member.detector for member in ensemble.members]
 
         def scored(each: Tensor) -> Scores:
@@ -150,18 +149,21 @@ class Workbench:
 
         return Trial(scored(unit), scored(attacked), scored(evading) if len(evading) else None)
 
-    def _evading(self, ensemble: Ensemble, unit: Tensor, fpr: float) -> Tensor:
-        """What the informed attacker gets misread in a few steps, flagged or not."""
-        attack = Adaptive(
-            eps=INFORMED_LEVELS, ensemble=ensemble, alpha=fpr, steps=INFORMED_STEPS, restarts=1, seed=self.seed + 16
-        )
-        target = Target(
-            self.model, lambda stored: self.span.from_unit(stored * LEVEL), 1.0, 0.0, 255.0, TASKS[self.task.value]
+    @property
+    def target(self) -> Target:
+        """The model behind images of 8-bit grey levels, for attacks on what is stored."""
+        return Target(
+            lambda rendered: self.model(self.span.to_unit(rendered)),
+            lambda stored: self.span.from_unit(stored * LEVEL),
+            1.0, 0.0, 255.0, TASKS[self.task.value],
         )  # fmt: skip
+
+    def misread(self, attack: Attack, unit: Tensor) -> Tensor:
+        """(M, C, H, W), 0 to 1: what an attack makes of images and the model decides otherwise, flagged or not."""
         stored = (unit / LEVEL).round().to(self.device)
         with torch.no_grad():
             answer = decided(self.model(stored * LEVEL), self.task)
-        found = attack(target, stored, answer).images * LEVEL
+        found = attack(self.target, stored, answer).images * LEVEL
         with torch.no_grad():
             return found[changed(answer, self.model(found), self.task)].cpu()
 

@@ -23,6 +23,8 @@ from detectors.regression import logistic
 STRENGTH = 0.1
 """Inverse strength of the ridge penalty (the C of logistic regression)."""
 BENIGN_WEIGHT = 0.6
+OF_TWIN = 4
+"""Features of each twin."""
 
 
 class Fusion:
@@ -39,31 +41,33 @@ class Fusion:
     def fit(cls, material: Material) -> Self:
         """Fit on scans that no twin was trained on: a twin knows its own."""
         groups = (material.clean, material.benign, material.attacked)
-        fitted = cls.of(*(features(material.look(group, cls.needs)) for group in groups))
-        return cls.from_state({name: value.to(material.device) for name, value in fitted.state().items()})
+        return cls.of(*(features(material.look(group, cls.needs)) for group in groups)).on(material.device)
 
     @classmethod
-    def of(cls, clean: Tensor, benign: Tensor, attacked: Tensor) -> Self:
+    def of(cls, clean: Tensor, benign: Tensor, *attacked: Tensor, rising: bool = False) -> Self:
         """Fit on the features of simulated attacks.
 
         Args:
             clean: (N, F) features of clean scans, as `features` gives them.
             benign: (M, F) of the same scans after harmless changes.
-            attacked: (L, F) of successful attacks.
+            attacked: (L, F) of successful attacks; of several kinds, each counts as much as the others.
+            rising: whether more evidence of an attack may never lower the score, whatever the attacks say.
         """
-        if min(len(clean), len(attacked)) < 2:
-            raise InputError(f"{len(clean)} clean and {len(attacked)} attacked scans are too few for a fusion")
+        if min(len(clean), *map(len, attacked)) < 2:
+            counts = ", ".join(str(len(group)) for group in attacked)
+            raise InputError(f"{len(clean)} clean and {counts} attacked scans are too few for a fusion")
         centre = clean.mean(0)
         spread = clean.std(0).clamp_min(1e-6)
-        groups = (clean, benign, attacked)
-        shares = (1.0, BENIGN_WEIGHT, 1.0)
+        groups = (clean, benign, *attacked)
+        shares = (1.0, BENIGN_WEIGHT, *([1.0 / len(attacked)] * len(attacked)))
         inputs = torch.cat([_squash((group - centre) / spread) for group in groups]).double()
-        target = torch.cat([torch.full((len(group),), float(k == 2)) for k, group in enumerate(groups)]).double()
+        target = torch.cat([torch.full((len(group),), float(k > 1)) for k, group in enumerate(groups)]).double()
         sizes = zip(groups, shares, strict=True)
         importance = torch.cat([torch.full((len(g),), share * len(clean) / max(len(g), 1)) for g, share in sizes])
-        weights = logistic(inputs.cpu(), target, importance.double(), strength=STRENGTH)
+        signs = towards(inputs.shape[1]) if rising else torch.ones(inputs.shape[1])
+        weights = logistic(inputs.cpu() * signs, target, importance.double(), strength=STRENGTH, rising=rising)
         weights = weights.to(clean)
-        return cls(centre, spread, weights[:-1], weights[-1:])
+        return cls(centre, spread, weights[:-1] * signs.to(clean), weights[-1:])
 
     def score(self, seen: Observation) -> Score:
         """Score each image: log-odds, without unit."""
@@ -74,6 +78,10 @@ class Fusion:
         if found.shape[1] != len(self._weights):
             raise NotFittedError(f"fusion was fitted on {len(self._weights)} features, not {found.shape[1]}")
         return _squash((found - self._centre) / self._spread) @ self._weights + self._bias
+
+    def on(self, device: torch.device) -> Self:
+        """The same, where the models lie."""
+        return self.from_state({name: value.to(device) for name, value in self.state().items()})
 
     def state(self) -> dict[str, Tensor]:
         """Centre, spread, weights (F,) and bias (1,)."""
@@ -105,6 +113,16 @@ def features(seen: Observation) -> Tensor:
         ]
     columns += [shift(seen, neighbour.name) for neighbour in sorted(Fusion.needs.neighbours, key=lambda n: n.name)]
     return torch.stack(columns, 1)
+
+
+def towards(count: int) -> Tensor:
+    """(F,) the direction in which each of so many features tells of an attack: -1 where less is more evidence.
+
+    That is how firmly a twin holds the decision, the first of its four; of everything else more is more.
+    """
+    signs = torch.ones(count)
+    signs[: count - len(Fusion.needs.neighbours) : OF_TWIN] = -1.0
+    return signs
 
 
 def _spread(logits: Tensor, others: Tensor, task: Task) -> Tensor:

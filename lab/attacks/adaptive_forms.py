@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from detectors.ensemble import Ensemble
 from detectors.observation import Needs, Observation, Signal
 from lab.attacks.adaptive import Adaptive
 from lab.attacks.attack import Attack, Attacked, Target, check
 from lab.attacks.autoattack import strongest
 from lab.attacks.gate import Follow
+from lab.attacks.guarded import Past
 from lab.attacks.method import Knowledge
 from lab.attacks.scene import Scene
 
@@ -127,7 +127,7 @@ def _layers(seen: Observation) -> list[Tensor]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveSuite:
+class AdaptiveSuite(Past):
     """The strongest of all informed attacks for each image: what a report should call the adaptive attacker.
 
     As AutoAttack does for bare models (Croce and Hein 2020, arXiv:2003.01690): the members take their turns at what is
@@ -137,15 +137,9 @@ class AdaptiveSuite:
     name: ClassVar[str] = "adaptive-suite"
     knowledge: ClassVar[Knowledge] = "gradients"
 
-    eps: float
-    """Budget, 8-bit grey levels of the window."""
-    ensemble: Ensemble = field(repr=False)
-    alpha: float = 0.01
     steps: int = 100
     restarts: int = 2
     """Starts of each form."""
-    batch: int = 32
-    seed: int = 0
 
     def __post_init__(self) -> None:
         assert self.members

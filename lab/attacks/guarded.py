@@ -62,7 +62,20 @@ def guarded(target: Target, ensemble: Ensemble, alpha: float) -> Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayDecisions:
+class Past:
+    """What an attack is told that other attacks carry out: to be misread, and past these detectors."""
+
+    eps: float
+    """Budget, 8-bit grey levels of the window."""
+    ensemble: Ensemble = field(repr=False)
+    alpha: float = 0.01
+    """The deployed rule that is to be passed, p > alpha."""
+    batch: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayDecisions(Past):
     """HopSkipJump on the whole gateway: all it learns is whether a scan went through, and what the model then said.
 
     Chen et al. 2020, arXiv:1904.02144, its decision being misread *and* admitted; Chen et al. 2019, arXiv:1907.05587,
@@ -73,16 +86,9 @@ class GatewayDecisions:
     name: ClassVar[str] = "adaptive-decisions"
     knowledge: ClassVar[Knowledge] = "decisions"
 
-    eps: float
-    """Budget, 8-bit grey levels of the window."""
-    ensemble: Ensemble = field(repr=False)
-    alpha: float = 0.01
-    """The deployed rule that is to be passed, p > alpha."""
     steps: int = 20
     probes: int = 50
     """Of the first step; their number grows with the square root of the steps."""
-    batch: int = 32
-    seed: int = 0
 
     def __post_init__(self) -> None:
         assert self._search

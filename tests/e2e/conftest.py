@@ -29,6 +29,7 @@ from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from gateway.testing import GatewayProcess, Site, write_signing_key
 from signing import VerifiedView, envelope, read
+from site_tables import SMALL, route
 
 SHARED = Path(os.environ.get("SCANWARD_SHARED", Path(__file__).parents[3] / "shared"))
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
@@ -53,36 +54,13 @@ center = 40.0
 width = 400.0
 """
 
-TABLES = """
-[engine]
-device = "cpu"
-batch_size_max = 4
-batch_wait_ms_max = 1.0
-queue_max = 64
-threads = 1
-[models.small]
-profile = "small/profile.toml"
-model = "small/model.onnx"
-detectors = "small/detectors"
-[trust.artefacts]
-public_keys = ["small/artefacts.pub"]
-[routes.ct]
-trust = "open"
-model = "small"
-upstream = "embedded"
-[routes.ct.policy]
-indeterminate = "quarantine"
-unexaminable = "quarantine"
-signature = { failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }
-detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "if_agree", grey_p = 0.05 }
-study = { false_discovery_rate = 0.05, suspect = "quarantine" }
-"""
-
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A site with the route `ct`, whose model tells dark from bright images."""
-    site = Site.make(tmp_path_factory.mktemp("e2e"), tables=TABLES, routes=["ct"])
+    site = Site.make(
+        tmp_path_factory.mktemp("e2e"), tables=SMALL + route("ct", grey_p=0.05, studies=True), routes=["ct"]
+    )
     write_small_model(site.directory / "small")
     return site
 

@@ -15,6 +15,7 @@ from pydicom.data import get_testdata_file
 from gateway.client.client import Client
 from gateway.testing import GatewayProcess, Site
 from lab.cli import main
+from lab.live.command import said
 from lab.live.tampered import VARIED
 from lab.signed_results import report, signed_scans
 from signing import sign
@@ -61,13 +62,17 @@ def counted(document: dict[str, Any], name: str) -> float:
     return sum(value for series, value in document["defences"].items() if series.startswith(name))
 
 
-def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(
-    site: Site, gateway: GatewayProcess, tmp_path: Path
-) -> None:
-    """Probes rough enough to be held tell him nothing; what was held lies in quarantine and is counted."""
-    source = ward(tmp_path / "ward", site, gateway, CT)
-    probing = ("--attack", "nes", "--option", "reach=40", "--option", "steps=9", "--option", "probes=10")
-    result = attack(site, gateway, source, tmp_path / "out", "--eps", 60, "--questions", 230, *probing)
+def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(site: Site, tmp_path: Path) -> None:
+    """Probes rough enough to be held tell him nothing; what was held lies in quarantine, is counted, and betrays him.
+
+    He asks about one scan in 200 variations, as any attack by answers must: no setting of the gateway is for this test.
+    """
+    own = site.copy(tmp_path / "own")
+    with GatewayProcess(own.config, environment={"OMP_NUM_THREADS": "2"}) as process:
+        source = ward(tmp_path / "ward", own, process, CT)
+        probing = ("--attack", "nes", "--option", "reach=30", "--option", "steps=10", "--option", "probes=10")
+        result = attack(own, process, source, tmp_path / "out", "--eps", 60, "--questions", 230, *probing)
+        told = process.log()
 
     assert result.exit_code in {0, 1}, result.stderr
     document = json.loads(result.stdout)
@@ -80,6 +85,9 @@ def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(
     assert each["dispositions"]["quarantine"] > 100
     assert counted(document, "scanward_scans_total") > 150
     assert counted(document, "scanward_quarantine_held") > 100
+    assert counted(document, "scanward_query_alarms_total{source=scanner}") == 1
+    assert "scanward_query_alarms_total{source=scanner}\t1" in said(document, tmp_path / "out")
+    assert "query_attack" in told
     sent = (tmp_path / "out" / "nes" / "ct.dcm").read_bytes()
     assert len(sent) == len(CT)
     assert sent != CT

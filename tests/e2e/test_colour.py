@@ -28,6 +28,7 @@ from lab.cli import main
 from lab.data import load
 from lab.demo.written import to_dicom
 from lab.training import Recipe, export, train_classifier
+from site_tables import SMALL, route
 
 SIZE, FPR = 32, 0.05
 COUNTS = {"train": 220, "val": 100, "test": 60}
@@ -48,36 +49,11 @@ std = [0.229, 0.224, 0.225]
 """
 
 
-TABLES = f"""
-[engine]
-device = "cpu"
-batch_size_max = 4
-batch_wait_ms_max = 1.0
-queue_max = 64
-threads = 1
-[models.small]
-profile = "small/profile.toml"
-model = "small/model.onnx"
-detectors = "small/detectors"
-[trust.artefacts]
-public_keys = ["small/artefacts.pub"]
-[routes.skin]
-trust = "open"
-model = "small"
-upstream = "embedded"
-[routes.skin.policy]
-indeterminate = "quarantine"
-unexaminable = "quarantine"
-signature = {{ failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }}
-detection = {{ false_positive_rate = {FPR}, suspect = "quarantine", denoise = "if_agree", grey_p = 0.1 }}
-study = {{ false_discovery_rate = 0.05, suspect = "quarantine" }}
-"""
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A site whose route `skin` is guarded by detectors that were fitted on drawn skin."""
-    made = Site.make(tmp_path_factory.mktemp("colour"), tables=TABLES, routes=["skin"])
+    tables = SMALL + route("skin", fpr=FPR, grey_p=0.1, studies=True)
+    made = Site.make(tmp_path_factory.mktemp("colour"), tables=tables, routes=["skin"])
     folder = made.directory / "small"
     folder.mkdir()
     (folder / "profile.toml").write_text(PROFILE)

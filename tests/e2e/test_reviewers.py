@@ -23,50 +23,23 @@ from gateway.receipt import verify_receipt
 from gateway.testing import GatewayProcess, Site
 from signing import sign
 from signing.testing import flip_pixel_bit
+from site_tables import SMALL, route
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
-POLICY = """
-indeterminate = "quarantine"
-unexaminable = "quarantine"
-signature = {{ failed = "quarantine", unsigned = "{unsigned}", stripped = "reject" }}
-detection = {{ false_positive_rate = 0.01, suspect = "quarantine", denoise = "never" }}
-"""
-TABLES = f"""
-[engine]
-device = "cpu"
-batch_size_max = 4
-batch_wait_ms_max = 1.0
-queue_max = 64
-threads = 1
-[models.small]
-profile = "small/profile.toml"
-model = "small/model.onnx"
-detectors = "small/detectors"
-[trust.artefacts]
-public_keys = ["small/artefacts.pub"]
+REVIEW = """
 [review]
 four_eyes = false
 decided_days_max = 30
 unsafe_release_failed_signatures = true
-[routes.admits]
-trust = "open"
-model = "small"
-upstream = "embedded"
-[routes.admits.policy]
-{POLICY.format(unsigned="unsafe_admit")}
-[routes.holds]
-trust = "open"
-model = "small"
-upstream = "embedded"
-[routes.holds.policy]
-{POLICY.format(unsigned="quarantine")}
 """
 
 
 @pytest.fixture(scope="module")
 def hospital(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A site of its own with the small model, whose route `holds` holds what is unsigned or wrongly signed."""
-    made = Site.make(tmp_path_factory.mktemp("reviewers"), tables=TABLES, routes=["admits", "holds"])
+    routes = {"admits": "unsafe_admit", "holds": "quarantine"}
+    tables = [SMALL, REVIEW, *(route(name, unsigned=word, failed="quarantine") for name, word in routes.items())]
+    made = Site.make(tmp_path_factory.mktemp("reviewers"), tables="".join(tables), routes=list(routes))
     shutil.copytree(site.directory / "small", made.directory / "small")
     return made
 

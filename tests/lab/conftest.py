@@ -57,7 +57,7 @@ def drawn(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return images[:, None], labels, masks.long()
 
 
-def profile(task: str) -> Profile:
+def profile_of(task: str) -> Profile:
     return Profile.from_toml(
         f'name = "figures"\nversion = "1"\ntask = "{task}"\nclasses = ["disc", "square", "bar"]\n'
         f'[input]\nname = "x"\nlayout = "NCHW"\nchannels = 1\nsize = [{SIZE}, {SIZE}]\nrange = [0.0, 1.0]\n'.encode()
@@ -87,7 +87,7 @@ def made(task: str, seed: int) -> Trained:
         labels, fresh_labels = masks, fresh_masks
     if task == "multilabel":
         labels, fresh_labels = (functional.one_hot(each, 3) for each in (labels, fresh_labels))
-    target = Target.of_uint8(network, profile(task))
+    target = Target.of_uint8(network, profile_of(task))
     trained(network, target, images, labels, steps=80 if task == "segmentation" else 200)
     right = target.judged(fresh, fresh_labels, batch=60).margin > 0
     return Trained(target, fresh[right], fresh_labels[right], network)
@@ -213,10 +213,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(site: Path) -> fitting.Fitted:
+def profile(site: Path) -> Profile:
+    """That of the site's model."""
+    return Profile.load(site / "profile.toml")
+
+
+@pytest.fixture(scope="session")
+def parts(site: Path, profile: Profile) -> fitting.Parts:
+    """The site's scans by use."""
+    return fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
+
+
+@pytest.fixture(scope="session")
+def fitted(site: Path, profile: Profile, parts: fitting.Parts) -> fitting.Fitted:
     """What a quick fit of the site leaves in `out`."""
-    profile = Profile.load(site / "profile.toml")
-    parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
     key: Ed25519PrivateKey = load_private_key(site / "key.pem")
     model = (site / "model.onnx").read_bytes()
     asked = ("wavelet", "dncnn")

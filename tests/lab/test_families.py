@@ -43,14 +43,8 @@ range = [0.0, 1.0]
 
 
 @pytest.fixture(scope="module")
-def guarded(site: Path, fitted: fitting.Fitted) -> Victim:
-    profile = Profile.load(site / "profile.toml")
+def guarded(site: Path, profile: Profile, fitted: fitting.Fitted) -> Victim:
     return Victim(site / "profile.toml", site / "model.onnx", data.load(site / "data.npz", profile))
-
-
-@pytest.fixture(scope="module")
-def parts(guarded: Victim) -> fitting.Parts:
-    return fitting.Parts.of(guarded.images, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +106,6 @@ def test_members_are_not_chosen_by_it_either(bench: Workbench, fitted: fitting.F
 
     own = [simulate(bench.model, unit, device=bench.device, seed=seed).images for seed in (300, 301, 302)]
     assert whole is not None
-    assert trial is not None
     assert len(whole.attacked["fusion"]) > len(trial.attacked["fusion"]) == len(torch.cat(own)) > 0
 
 

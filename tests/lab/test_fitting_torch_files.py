@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +12,11 @@ import grpc
 import pytest
 import torch
 from click.testing import CliRunner
-from pydicom.data import get_testdata_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blob_gateway import CT, QUICK, ModelServer, tables
 from detectors.errors import ConversionError
-from detectors.methods.twins import Hardening
 from detectors.models.kinds import Kind
 from gateway.api.v1 import gateway_pb2 as pb
 from gateway.api.v1 import gateway_pb2_grpc as rpc
@@ -32,9 +29,6 @@ from lab import data, fitting
 from lab.cli import main
 from lab.opening import MismatchError, opened
 
-SERVER = Path(__file__).parents[1] / "simulators" / "kserve_server.py"
-CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
-QUICK = Hardening(1.0, 6.0, 4, 4e-3, batch=32)
 SIDE = 32
 
 
@@ -107,16 +101,6 @@ def graph(network: nn.Module, *, channels: int = 1, batch: int | None = None, ha
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def profile(site: Path) -> Profile:
-    return Profile.load(site / "profile.toml")
-
-
-@pytest.fixture(scope="module")
-def parts(site: Path, profile: Profile) -> fitting.Parts:
-    return fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
-
-
 @pytest.fixture(scope="module", params=["TorchScript", "torch.export"])
 def fit(site: Path, profile: Profile, parts: fitting.Parts, request: pytest.FixtureRequest) -> Fit:
     train = data.load(site / "data.npz", profile).train
@@ -156,47 +140,17 @@ def test_score_takes_the_file(site: Path, fit: Fit) -> None:
     assert sum(flags) / len(flags) == fit.fitted.measured["fpr"]["ensemble"]["rate"]
 
 
-TABLES = """
-[engine]
-device = "cpu"
-batch_size_max = 2
-batch_wait_ms_max = 1.0
-queue_max = 64
-threads = 1
-[models.blobs]
-profile = "PLACE/../profile.toml"
-model = "PLACE/model.file"
-detectors = "PLACE"
-[models.blobs.kserve]
-address = "ADDRESS"
-model = "blobs"
-unsafe_plaintext = true
-[trust.artefacts]
-public_keys = ["PLACE/key.pub"]
-[routes.ct]
-trust = "open"
-model = "blobs"
-upstream = "kserve"
-[routes.ct.policy]
-indeterminate = "quarantine"
-unexaminable = "quarantine"
-signature = { failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }
-detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "never" }
-"""
+def asking(fit: Fit, address: str) -> str:
+    """The tables of a gateway that has the file."""
+    return tables(fit.out.parent / "profile.toml", fit.out, fit.out / "key.pub", address, model=fit.file)
 
 
 def test_a_gateway_examines_with_the_file_and_a_server_answers(fit: Fit, tmp_path: Path) -> None:
     served = tmp_path / "served.onnx"
     served.write_bytes(graph(fit.network))
-    command = [sys.executable, str(SERVER), str(served), str(tmp_path / "journal"), "--name", "blobs"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
-        hospital = Site.make(
-            tmp_path / "hospital",
-            tables=TABLES.replace("PLACE", str(fit.out)).replace("ADDRESS", address),
-            routes=["ct"],
-        )
+    with ModelServer(tmp_path) as server:
+        server.start(served)
+        hospital = Site.make(tmp_path / "hospital", tables=asking(fit, server.address), routes=["ct"])
         with (
             GatewayProcess(hospital.config, environment={"OMP_NUM_THREADS": "1"}) as gateway,
             grpc.insecure_channel(gateway.addresses.grpc) as channel,
@@ -204,7 +158,6 @@ def test_a_gateway_examines_with_the_file_and_a_server_answers(fit: Fit, tmp_pat
             metadata = (("authorization", f"Bearer {hospital.tokens['reviewer']}"),)
             stub = rpc.ProtectionGatewayStub(channel)
             reply = stub.Protect(pb.ProtectRequest(dicom=CT, route="ct"), metadata=metadata, timeout=100)
-        server.kill()
 
     (found,) = (each for each in reply.findings if each.stage == "detection")
     assert found.outcome in {"passed", "failed"}
@@ -213,10 +166,8 @@ def test_a_gateway_examines_with_the_file_and_a_server_answers(fit: Fit, tmp_pat
 
 
 def test_a_file_that_only_a_server_runs_is_not_embedded(fit: Fit, tmp_path: Path) -> None:
-    tables = TABLES.replace("PLACE", str(fit.out)).replace("ADDRESS", "127.0.0.1:1")
-    hospital = Site.make(
-        tmp_path / "hospital", tables=tables.replace('upstream = "kserve"', 'upstream = "embedded"'), routes=["ct"]
-    )
+    embedded = asking(fit, "127.0.0.1:1").replace('upstream = "kserve"', 'upstream = "embedded"')
+    hospital = Site.make(tmp_path / "hospital", tables=embedded, routes=["ct"])
     kind = Kind.of(fit.file.read_bytes()).value
 
     with pytest.raises(ConfigError, match=rf"models\.blobs\.model: {kind}, and only ONNX answers here"):

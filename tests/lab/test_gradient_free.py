@@ -20,7 +20,8 @@ from detectors.models.kinds import answering, rebuilt
 from detectors.models.reference import Reference
 from detectors.observation import Needs, Signal
 from gateway.profile import Profile
-from lab import data, fitting
+from lab import fitting
+from lab.data import DataError
 
 QUICK = Hardening(1.0, 6.0, 72, 4e-3, batch=16)
 
@@ -37,13 +38,7 @@ def opaque(site: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def parts(site: Path) -> fitting.Parts:
-    return fitting.Parts.of(data.load(site / "data.npz", Profile.load(site / "profile.toml")), seed=0)
-
-
-@pytest.fixture(scope="module")
-def blind(site: Path, opaque: bytes, parts: fitting.Parts) -> fitting.Fitted:
-    profile = Profile.load(site / "profile.toml")
+def blind(site: Path, opaque: bytes, profile: Profile, parts: fitting.Parts) -> fitting.Fitted:
     return fitting.fit(opaque, profile, parts, site / "blind", fpr=0.01, key=None, seed=0, recipes=(QUICK, QUICK))
 
 
@@ -56,6 +51,13 @@ def test_the_artefact_says_that_it_is_gradient_free_and_why(blind: fitting.Fitte
     assert "operator Shrink, node 'odd'" in blind.answers_only
     assert set(facts["detectors"]) == {"twinS", "fusion", "uad", "jpeg75", "median3", "rotation3"}
     assert sum(entry["weight"] for name, entry in facts["detectors"].items() if name != "uad") == pytest.approx(1)
+
+
+def test_who_knows_the_fusion_cannot_be_met_without_a_gradient(
+    opaque: bytes, profile: Profile, parts: fitting.Parts, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="rounds of the fusion need the model's gradient"):
+        fitting.fit(opaque, profile, parts, tmp_path, fpr=0.01, key=None, seed=0, fusion_rounds=1)
 
 
 def test_it_still_flags_attacks_and_few_clean_scans(blind: fitting.Fitted) -> None:

@@ -43,14 +43,16 @@ def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> Non
 
 def test_a_forecast_grows_with_model_and_scans() -> None:
     pace = Pace(ahead=0.1, there_and_back=0.3, small=0.02, denoising={"dncnn": 0.01})
-    told = {"a": 200, "test": 60, "recipes": (COPIED, SMALL), "methods": registry.DEFAULT}
+    told = {"held": 200, "a": 200, "test": 60, "rounds": 0, "recipes": (COPIED, SMALL), "methods": registry.DEFAULT}
 
     some, more = (forecast(pace, fit=count, gradients=True, **told) for count in (800, 1600))
     blind = forecast(pace, fit=800, gradients=False, **told)
+    once, twice = (forecast(pace, fit=800, gradients=True, **told | {"rounds": count}) for count in (1, 2))
 
     assert some["hardening the copied twin"] == pytest.approx(COPIED.steps * COPIED.batch * (7 * 0.3 + 0.1))
     assert more["hardening the copied twin"] == some["hardening the copied twin"]  # it takes so many steps, no more
     assert more["attacking for the denoisers"] == 2 * some["attacking for the denoisers"]
     assert more["measuring"] == some["measuring"]
     assert "hardening the copied twin" not in blind
+    assert twice["fitting fusion"] == 2 * once["fitting fusion"] > 0
     assert blind["simulating attacks"] == some["simulating attacks"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +12,9 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
-from pydicom.data import get_testdata_file
 
+from blob_gateway import CT, QUICK, ModelServer, tables
 from detectors.errors import ConversionError
-from detectors.methods.twins import Hardening
 from detectors.models.kinds import Kind, answering
 from detectors.models.served import CARD, Card
 from gateway.api.v1 import gateway_pb2 as pb
@@ -25,57 +22,22 @@ from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.errors import ConfigError, UpstreamError
 from gateway.profile import Profile
 from gateway.testing import GatewayProcess, Site, write_signing_key
-from lab import data, fitting, served
+from lab import fitting, served
 from lab.cli import main
 from lab.whereabouts import Whereabouts
 from waiting import until
 
-SERVER = Path(__file__).parents[1] / "simulators" / "kserve_server.py"
-CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
-QUICK = Hardening(1.0, 6.0, 4, 4e-3, batch=32)
 
-
-class Server:
-    """A real server of the protocol, in a process of its own, always at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        self._journal = folder / "journal"
-        self.address = "127.0.0.1:0"
-        self._process: subprocess.Popen[str] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"kserve://{self.address}/blobs"
-
-    def start(self, model: Path) -> None:
-        command = [sys.executable, str(SERVER), str(model), str(self._journal), "--name", "blobs"]
-        self._process = subprocess.Popen([*command, "--address", self.address], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.address = self._process.stdout.readline().strip()
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+@pytest.fixture(scope="module")
+def server(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    with ModelServer(tmp_path_factory.mktemp("server")) as server:
+        server.start(site / "model.onnx")
+        yield server
 
 
 @pytest.fixture(scope="module")
-def server(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start(site / "model.onnx")
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def profile(site: Path) -> Profile:
-    return Profile.load(site / "profile.toml")
-
-
-@pytest.fixture(scope="module")
-def fitted(site: Path, server: Server, profile: Profile) -> fitting.Fitted:
+def fitted(site: Path, server: ModelServer, profile: Profile, parts: fitting.Parts) -> fitting.Fitted:
     model = served.to_fit(at(server.url), profile)
-    parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
     key = write_signing_key(site / "served.pem")
     return fitting.fit(
         model.file, profile, parts, site / "served", ask=model.ask,
@@ -126,7 +88,9 @@ def test_it_flags_attacks_and_few_clean_scans(fitted: fitting.Fitted) -> None:
     assert fitted.measured["fpr"]["ensemble"]["rate"] <= 0.1
 
 
-def test_score_asks_the_server_and_finds_what_the_fit_found(site: Path, server: Server, fitted: fitting.Fitted) -> None:
+def test_score_asks_the_server_and_finds_what_the_fit_found(
+    site: Path, server: ModelServer, fitted: fitting.Fitted
+) -> None:
     result = score(site, server.url)
 
     assert result.exit_code == 0, result.output
@@ -134,7 +98,7 @@ def test_score_asks_the_server_and_finds_what_the_fit_found(site: Path, server: 
     assert flagged == fitted.measured["fpr"]["ensemble"]["rate"]
 
 
-def test_it_is_attacked_by_way_of_its_answers(site: Path, server: Server, fitted: fitting.Fitted) -> None:
+def test_it_is_attacked_by_way_of_its_answers(site: Path, server: ModelServer, fitted: fitting.Fitted) -> None:
     paths = {"--profile": "profile.toml", "--detectors": "served", "--data": "data.npz"}
     options = [part for option, name in paths.items() for part in (option, str(site / name))]
     asked = ["--attacks", "fgsm", "--eps", "8", "--images", "8", "--json"]
@@ -165,47 +129,17 @@ def test_a_server_elsewhere_is_asked_with_its_authority_known_or_not_at_all(prof
 
 
 def test_a_name_that_the_server_does_not_know_is_said_before_anything_is_fitted(
-    server: Server, profile: Profile
+    server: ModelServer, profile: Profile
 ) -> None:
     with pytest.raises(UpstreamError, match=r"does not describe the model stranger: NOT_FOUND"):
         served.to_fit(at(server.url.replace("blobs", "stranger")), profile)
 
 
-TABLES = """
-[engine]
-device = "cpu"
-batch_size_max = 2
-batch_wait_ms_max = 1.0
-queue_max = 64
-threads = 1
-[models.blobs]
-profile = "PLACE/profile.toml"
-detectors = "PLACE/served"
-[models.blobs.kserve]
-address = "ADDRESS"
-model = "blobs"
-unsafe_plaintext = true
-attempts_max = 2
-failures_max = 100
-[trust.artefacts]
-public_keys = ["PLACE/served.pub"]
-[routes.ct]
-trust = "open"
-model = "blobs"
-upstream = "kserve"
-[routes.ct.policy]
-indeterminate = "quarantine"
-unexaminable = "quarantine"
-signature = { failed = "reject", unsigned = "unsafe_admit", stripped = "reject" }
-detection = { false_positive_rate = 0.01, suspect = "quarantine", denoise = "never" }
-"""
-
-
 def test_a_gateway_examines_with_the_server_and_holds_scans_while_nothing_vouches_for_it(
-    site: Path, server: Server, fitted: fitting.Fitted, retrained: Path, tmp_path: Path
+    site: Path, server: ModelServer, fitted: fitting.Fitted, retrained: Path, tmp_path: Path
 ) -> None:
-    tables = TABLES.replace("PLACE", str(site)).replace("ADDRESS", server.address)
-    hospital = Site.make(tmp_path / "hospital", tables=tables, routes=["ct"])
+    asking = tables(site / "profile.toml", site / "served", site / "served.pub", server.address)
+    hospital = Site.make(tmp_path / "hospital", tables=asking, routes=["ct"])
     scans = (bytes([count]) + CT[1:] for count in range(256))  # the preamble is free: another scan of the same image
 
     with GatewayProcess(hospital.config, environment={"OMP_NUM_THREADS": "1"}) as gateway:

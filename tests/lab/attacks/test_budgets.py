@@ -16,32 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attack_profile import PROFILE
 from gateway.pixels.imaging import Rendering
-from gateway.profile import Profile
 from lab import attacks
 from lab.attacks.attack import Attack, Target
 from lab.attacks.features import Cluster
 from lab.attacks.pgd import PGD
 from lab.attacks.registry import ATTACKS
 
-PROFILE = Profile.from_toml(
-    b"""
-name = "small"
-version = "1"
-task = "multiclass"
-classes = ["a", "b", "c"]
-[input]
-name = "image"
-layout = "NCHW"
-channels = 1
-size = [24, 24]
-range = [0.0, 1.0]
-[[window]]
-modality = "CT"
-center = -600.0
-width = 1500.0
-"""
-)
 SHORT: dict[str, Any] = {
     "steps": 2,
     "queries": 6,

@@ -6,30 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attack_profile import PROFILE
 from gateway.pixels.imaging import LookupTable, Rendering
-from gateway.profile import Profile
 from lab.attacks.attack import Attack, Target
 from lab.attacks.fgsm import FGSM
 from lab.attacks.pgd import PGD
 
-PROFILE = Profile.from_toml(
-    b"""
-name = "small"
-version = "1"
-task = "multiclass"
-classes = ["a", "b", "c"]
-[input]
-name = "image"
-layout = "NCHW"
-channels = 1
-size = [24, 24]
-range = [0.0, 1.0]
-[[window]]
-modality = "CT"
-center = -600.0
-width = 1500.0
-"""
-)
 CT = Rendering(stored=(0, 4095), slope=1.0, intercept=-1024.0, modality="CT")
 
 
