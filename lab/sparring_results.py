@@ -110,10 +110,11 @@ def compare(
         fpr: of the conformal rules.
         watch: told of progress.
     """
-    material = bench.held_out(ensemble.probe, slices.held)
+    material, theirs = (
+        bench.held_out(ensemble.probe, bench.span.from_unit(each)) for each in (slices.held, slices.test)
+    )
     _, *_, last = after = list(Sparring(bench, rounds, fpr).after_each(material))
     fusions = {"fitted once": Fusion.fit(material), "no negative weight": after[0], f"after {rounds} rounds": last}
-    unaware = bench.held_out(ensemble.probe, slices.test).attacked
     others = [each.detector for each in ensemble.members if each.channel and each.detector.name != Fusion.name]
     rows = []
     for place, (name, fusion) in enumerate(fusions.items()):
@@ -123,7 +124,7 @@ def compare(
             Row(
                 name,
                 _flagged(own, slices.test, fpr),
-                _flagged(own, unaware, fpr),
+                _flagged(own, theirs.attacked, fpr),
                 {eps: evaded(bench, own, slices.test, fpr, eps, steps) for eps in budgets},
                 {eps: evaded(bench, whole, slices.test, fpr, eps, steps) for eps in budgets},
             )

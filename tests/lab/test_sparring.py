@@ -35,7 +35,7 @@ def bench(fitted: fitting.Fitted, profile: Profile) -> Workbench:
 def slices(bench: Workbench, parts: fitting.Parts) -> Slices:
     """Scans that no twin was trained on, and each of them for one use."""
     fresh = bench.span.to_unit(parts.b.images)
-    return Slices(fresh[:48], fresh[48:148], fresh[148:300], bench.span.to_unit(parts.test.images[:20]))
+    return Slices(fresh[:48], fresh[48:148], fresh[148:300], bench.span.to_unit(parts.test.images[:30]))
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,16 @@ def test_who_knows_the_fusion_gets_past_it_less_often_after_the_rounds(
     bench: Workbench, fitted: fitting.Fitted, slices: Slices
 ) -> None:
     """On scans that it was not fitted on; a false alarm is as rare, and who does not know it is caught as often."""
-    once, rising, rounds = compare(
-        bench, fitted.ensemble, slices, rounds=2, budgets=(4.0,), steps=20, fpr=FPR, watch=lambda _stage, _share: None
+    once, _, rounds = rows = compare(
+        bench, fitted.ensemble, slices, rounds=2, budgets=(8.0,), steps=20, fpr=FPR, watch=lambda _stage, _share: None
     )
 
-    assert once.alone[4.0]["rate"] >= 0.3
-    assert rising.alone[4.0]["rate"] <= once.alone[4.0]["rate"] - 0.2
-    assert rounds.alone[4.0]["rate"] <= once.alone[4.0]["rate"] - 0.2
-    assert rounds.whole[4.0]["rate"] <= once.whole[4.0]["rate"]
+    assert once.alone[8.0]["rate"] >= 0.5
+    assert rounds.alone[8.0]["rate"] <= once.alone[8.0]["rate"] - 0.1
+    assert rounds.whole[8.0]["rate"] <= once.whole[8.0]["rate"] + 0.05
     assert rounds.clean["rate"] <= 0.1
     assert rounds.caught["rate"] >= once.caught["rate"] - 0.05
-    assert "| after 2 rounds |" in document([once, rising, rounds], "--rounds 2", 48, 100, 2)
+    assert "| after 2 rounds |" in document(rows, "--rounds 2", 48, 100, 2)
 
 
 def test_rounds_are_the_same_when_they_are_fought_again_and_go_beyond_the_first(
