@@ -25,6 +25,7 @@ from detectors.models.answers import Ask
 from detectors.models.kinds import answering, rebuilt
 from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task
+from detectors.models.served import CARD, put_card
 from detectors.models.small import SmallTwin
 from detectors.mondrian import Category, Mondrian
 from detectors.observation import Span
@@ -219,7 +220,7 @@ def recalibrated(
         raise ArtefactError("an artefact that is calibrated by category is not recalibrated as a whole: fit it anew")
     if set(calibrations) != set(before.deployed):
         raise ArtefactError("every detector needs a calibration, and so does the whole")
-    shared = _shared_of(source, old)
+    shared, card = _shared_of(source, old), _card_of(source, old)
     for name, calibration in calibrations.items():
         shared |= {f"anchor.{name}.{key}": value for key, value in before.anchor[name].state().items()}
         shared |= {f"{_calibrated_at(name)}{key}": value for key, value in calibration.state().items()}
@@ -227,6 +228,7 @@ def recalibrated(
     for section in ("detectors", "denoisers"):
         for name, entry in old[section].items():
             write_file(out, Path(entry["file"]).stem, read_file(source, entry, name))
+    put_card(out, card)
     new = old | {
         **facts,
         "guarantee": calibrations[JOINED].guarantee.value,
@@ -243,6 +245,20 @@ def check_files(directory: Path, manifest: bytes) -> None:
     for section in ("detectors", "denoisers", "ensemble"):
         for name, entry in facts[section].items():
             read_file(directory, entry, name)
+    _card_of(directory, facts)
+
+
+def _card_of(directory: Path, facts: Mapping[str, Any]) -> bytes | None:
+    """The card of a model that only a server has, as the manifest binds it; None where there is a file of the model."""
+    if REMOTE not in facts:
+        return None
+    try:
+        card = (directory / CARD).read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{CARD} cannot be read") from error
+    if hashlib.sha256(card).hexdigest() != facts["model_sha256"]:
+        raise ArtefactError(f"{CARD} is not the one that was fitted for")
+    return card
 
 
 def _calibrated_at(name: str) -> str:

@@ -267,7 +267,7 @@ def _unsaid(by: str, *names: str) -> None:
 
 
 @main.command()
-@click.option("--model", "model_path", type=FILE, required=True, help="ONNX file that is served")
+@model_options("the file that the detectors were fitted for")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--detectors", type=FOLDER, required=True, help="signed artefact directory that is served")
 @click.option("--public-key", "public_keys", type=FILE, multiple=True, required=True, help="who signed it; repeatable")
@@ -286,7 +286,7 @@ def _unsaid(by: str, *names: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document on stdout")
 def recalibrate(
     *,
-    model_path: Path,
+    model_at: Whereabouts,
     profile_path: Path,
     detectors: Path,
     public_keys: tuple[Path, ...],
@@ -304,12 +304,13 @@ def recalibrate(
     import torch
 
     from gateway.profile import Profile
-    from lab import movement_table, recalibration, sealing
+    from lab import movement_table, recalibration, sealing, served
 
     with _refusals():
         profile = Profile.load(profile_path)
         manifest = sealing.believed(detectors, public_keys)
-        ensemble = sealing.opened(detectors, manifest, model_path.read_bytes(), profile, torch.device(device))
+        model = served.as_fitted(model_at, profile, detectors)
+        ensemble = sealing.opened(detectors, manifest, model.file, profile, torch.device(device), model.ask)
         chosen = recalibration.choose(scans, sealing.trust_of(config, trust_name), profile, per_patient=per_patient)
         proposal = recalibration.propose(ensemble, detectors, manifest, chosen)
         movement_table.show(proposal.movements, chosen, as_json=as_json)

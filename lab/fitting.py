@@ -24,7 +24,7 @@ from detectors.methods.fusion import Fusion
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, Hardening
 from detectors.models.answers import Ask
 from detectors.models.model import ReferenceModel
-from detectors.models.served import CARD, Card
+from detectors.models.served import CARD, Card, put_card
 from detectors.mondrian import Mondrian, calibratable
 from detectors.observation import Signal
 from detectors.probe import Probe
@@ -230,11 +230,10 @@ def _served(out: Path, model: bytes, ask: Ask | None) -> dict[str, Any]:
 
     Whatever card an earlier fit left goes away.
     """
-    (out / CARD).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    put_card(out, None if ask is None else model)
     if ask is None:
         return {}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CARD).write_bytes(model)
     described = Card.read(model).described
     return {REMOTE: {"card": CARD, **{name: described[name] for name in ("name", "versions") if name in described}}}
 
@@ -289,6 +288,8 @@ def _chosen(
         return members, joining.channels(members, scores), {}
     ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), scores, fpr)
     trial = bench.trial(ensemble, images, fpr, without=without)
+    if trial is None:
+        return members, joining.channels(members, scores), {}
     while True:
         ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), scores, fpr)
         worths = worth(ensemble.members, ensemble.channels, trial, fpr)

@@ -116,6 +116,9 @@ def _require_output(output: Tensor, profile: Profile) -> None:
     alone = output.shape[1] == 1 and classes == 2 and task is not Task.MULTILABEL  # one number for two classes
     if output.shape[1] != classes and not alone:
         raise MismatchError(f"classes: {classes} are named, and the model gives {output.shape[1]}")
+    if task is Task.SEGMENTATION and tuple(output.shape[2:]) != profile.input.size:
+        rows, columns = output.shape[2:]
+        raise MismatchError(f"input.size: the model gives masks of {rows} x {columns}; those of its input are wanted")
     if not bool(output.isfinite().all()):
         raise MismatchError("model: on real scans it gives numbers that are not finite")
     low, high = float(output.min()), float(output.max())

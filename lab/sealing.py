@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from detectors.artifact import MANIFEST, Artefact, check_files
 from detectors.ensemble import Ensemble
 from detectors.errors import ArtefactError
+from detectors.models.answers import Ask
 from gateway.app.trusted import Trusted
 from gateway.errors import ConfigError
 from gateway.profile import Profile
@@ -47,9 +48,15 @@ def believed(directory: Path, public_keys: Sequence[Path]) -> bytes:
     return open_envelope(_read(directory / MANIFEST_ENVELOPE), keys, MANIFEST_TYPE)
 
 
-def opened(directory: Path, manifest: bytes, model: bytes, profile: Profile, device: torch.device) -> Ensemble:
-    """The ensemble of a believed manifest; raises `ArtefactError`."""
-    return Artefact.load(directory, manifest, model, profile.sha256, device).ensemble
+def opened(
+    directory: Path, manifest: bytes, model: bytes, profile: Profile, device: torch.device, ask: Ask | None = None
+) -> Ensemble:
+    """The ensemble of a believed manifest; `ask` is the way to a model that only a server has.
+
+    Raises:
+        ArtefactError: it is not for this model and this profile, or a file is not the one that was fitted.
+    """
+    return Artefact.load(directory, manifest, model, profile.sha256, device, ask=ask).ensemble
 
 
 def trust_of(config: Path, name: str) -> Trust:

@@ -30,6 +30,8 @@ ATTACKED_MAX, ATTACK_ROUNDS = 1500, 3
 """Scans that attacks are simulated on for D, and how often each: bounds the time and the memory of a fit."""
 FAMILY_ROUNDS = 8
 """How often each scan of A is attacked, for the fusion and again for the trial of the members."""
+FEWEST = 2
+"""Attacks that must succeed before anything can be said of them."""
 INFORMED, INFORMED_LEVELS, INFORMED_STEPS = 64, 4.0, 20
 """Scans, budget and steps of the attacker who holds the detectors, in the trial of the members."""
 
@@ -127,17 +129,23 @@ class Workbench:
         `without` leaves families out and changes nothing in the others. Raises DataError where no attack is left.
         """
         unit = self.span.to_unit(images)
-        found = self._families(probe, unit, without, "simulating attacks on held-out scans", seed=self.seed + 200)
+        rounds = self._families(probe, unit, without, "simulating attacks on held-out scans", seed=self.seed + 200)
+        found = _together(rounds)
         return Material(unit, harmless(unit, seed=self.seed + 12), found.images, found.sources, probe, self.seed + 14)
 
-    def trial(self, ensemble: Ensemble, images: Tensor, fpr: float, *, without: Set[Family] = frozenset()) -> Trial:
+    def trial(
+        self, ensemble: Ensemble, images: Tensor, fpr: float, *, without: Set[Family] = frozenset()
+    ) -> Trial | None:
         """How every member scores A clean, attacked by who does not know the detectors, and by who does.
 
         The scans, at least `fewest_to_compare` of them, are those on which tails and fusion were fitted, so what
-        follows compares members and no more.
+        follows compares members and no more; None where hardly an attack succeeds.
         """
         unit = self.span.to_unit(images)
-        attacked = self._families(ensemble.probe, unit, without, "trying the members", seed=self.seed + 300).images
+        rounds = self._families(ensemble.probe, unit, without, "trying the members", seed=self.seed + 300)
+        if _count(rounds) < FEWEST:
+            return None
+        attacked = _together(rounds).images
         informed = Adaptive(
             eps=INFORMED_LEVELS, ensemble=ensemble, alpha=fpr, steps=INFORMED_STEPS, restarts=1, seed=self.seed + 16
         )
@@ -167,7 +175,7 @@ class Workbench:
         with torch.no_grad():
             return found[changed(answer, self.model(found), self.task)].cpu()
 
-    def _families(self, probe: Probe, unit: Tensor, without: Set[Family], stage: str, seed: int) -> Attacked:
+    def _families(self, probe: Probe, unit: Tensor, without: Set[Family], stage: str, seed: int) -> list[Attacked]:
         """Rounds of every family: on the model three, smooth ones two, and one on each twin, and on all together.
 
         A round's seed is its place, whichever others are left out.
@@ -186,7 +194,7 @@ class Workbench:
             for k, family, guide in shown:
                 rounds.append(self._simulated(unit, seed=seed + k, guide=guide, smooth=family is Family.SMOOTH))
                 done()
-        return _together(rounds)
+        return rounds
 
     def _simulated(self, unit: Tensor, seed: int, guide: Model | None = None, *, smooth: bool = False) -> Attacked:
         return simulate(
@@ -215,10 +223,14 @@ def _answers_of(twin: Twin) -> Model:
 
 
 def _together(rounds: Sequence[Attacked]) -> Attacked:
-    """All attacks of several rounds; raises DataError where none succeeded."""
-    if sum(len(each.images) for each in rounds) < 2:
+    """All attacks of several rounds; raises DataError where hardly any succeeded."""
+    if _count(rounds) < FEWEST:
         raise DataError("no simulated attack changed the model's answer: there is nothing to learn detection from")
     return Attacked(torch.cat([r.images for r in rounds]), torch.cat([r.sources for r in rounds]))
+
+
+def _count(rounds: Sequence[Attacked]) -> int:
+    return sum(len(each.images) for each in rounds)
 
 
 def logits_of(probe: Probe) -> Model:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -30,6 +31,8 @@ _CELLS = 8
 """Random greys in a side of a drawn image, smoothed to its size: no texture, so that rounding changes little."""
 _SHARE, _LEAST = 0.01, 1e-4
 """Of the spread of the answers, and at the least: by how much another machine's arithmetic may move an answer."""
+_AT_ONCE = 8
+"""Drawn images in one question: masks are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,10 @@ class Card:
     """Rows and columns."""
     draw: int
     """Number of the witness among those that may be drawn."""
+    shape: tuple[int, ...]
+    """Of one answer: (outputs,), or of a segmentation (outputs, rows, columns)."""
     answer: tuple[float, ...]
-    """(outputs,) the model's own, to the witness."""
+    """The model's own to the witness; of a segmentation, the mean of each output over each of 8 x 8 fields."""
     tolerance: float
     """Largest difference of any of these numbers with which an answer counts as the same."""
 
@@ -70,13 +75,21 @@ class Card:
             InputError: the output has another number of axes than a model of this task.
         """
         images = torch.stack([_drawn(k, span, size) for k in range(_DRAWN)])
-        answers = ask(images).float()
-        if answers.ndim != 2 or len(answers) != len(images) or not bool(answers.isfinite().all()):
-            raise ConversionError("the model on the server did not give one row of finite numbers an image")
-        logits = to_logits(answers, activation, task)
-        chosen = int(margin(logits, decided(logits, task), task).argmin())
-        tolerance = max(_LEAST, _SHARE * float(answers.std()))
-        return cls(described, output, span.low, span.high, size, chosen, tuple(answers[chosen].tolist()), tolerance)
+        shapes, leads, summaries = set(), [], []
+        for part in torch.split(images, _AT_ONCE):
+            answers = ask(part).float()
+            if answers.ndim < 2 or len(answers) != len(part) or not bool(answers.isfinite().all()):
+                raise ConversionError("the model on the server did not give finite numbers, one answer an image")
+            logits = to_logits(answers, activation, task)
+            shapes.add(tuple(answers.shape[1:]))
+            leads.append(margin(logits, decided(logits, task), task))
+            summaries.append(_summary(answers))
+        if len(shapes) > 1:
+            raise ConversionError("the model on the server does not give as many numbers for each image")
+        summary, chosen = torch.cat(summaries), int(torch.cat(leads).argmin())
+        tolerance = max(_LEAST, _SHARE * float(summary.std()))
+        witnessed = tuple(summary[chosen].tolist())
+        return cls(described, output, span.low, span.high, size, chosen, shapes.pop(), witnessed, tolerance)
 
     @property
     def images_max(self) -> int | None:
@@ -92,11 +105,13 @@ class Card:
             found = json.loads(card)
             if found["scanward_remote_model"] != _SCHEMA:
                 raise ValueError("another schema")
-            size, numbers = [int(each) for each in found["size"]], ("low", "high", "answer")
-            low, high, answer = (tuple(float(each) for each in found[name]) for name in numbers)
+            size, shape = ([int(each) for each in found[name]] for name in ("size", "shape"))
+            low, high, answer = (tuple(float(each) for each in found[name]) for name in ("low", "high", "answer"))
+            if len(answer) != shape[0] * (_CELLS**2 if len(shape) == Task.SEGMENTATION.axes - 1 else 1):
+                raise ValueError("an answer of another shape")
             return cls(
                 dict(found["described"]), str(found["output"]), low, high, (size[0], size[1]), int(found["draw"]),
-                answer, float(found["tolerance"]),
+                tuple(shape), answer, float(found["tolerance"]),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise ConversionError("not a card of a model on a server") from error
@@ -105,7 +120,8 @@ class Card:
         """The bytes whose digest stands for the model."""
         rest = {
             "described": dict(self.described), "output": self.output, "low": self.low, "high": self.high,
-            "size": self.size, "draw": self.draw, "answer": self.answer, "tolerance": self.tolerance,
+            "size": self.size, "draw": self.draw, "shape": self.shape, "answer": self.answer,
+            "tolerance": self.tolerance,
         }  # fmt: skip
         text = json.dumps({"scanward_remote_model": _SCHEMA, **rest}, separators=(",", ":"), allow_nan=False)
         return text.encode() + b"\n"
@@ -121,9 +137,9 @@ class Card:
 
         def asked(images: Tensor) -> Tensor:
             answers = ask(torch.cat([images, witness]))
-            if answers.shape != (len(images) + 1, len(expected)):
+            if answers.shape != (len(images) + 1, *self.shape):
                 raise AnswerError("the model on the server did not give one answer an image")
-            apart = float((answers[-1] - expected).abs().max())
+            apart = float((_summary(answers[-1:])[0] - expected).abs().max())
             if not apart <= self.tolerance:
                 raise AnotherModelError(
                     f"the model on the server is not the one that was fitted for: its answer to the witness is "
@@ -134,11 +150,25 @@ class Card:
         return asked
 
 
+def put_card(directory: Path, card: bytes | None) -> None:
+    """Put a card beside the other files of an artefact, or None; whatever card lay there before goes away."""
+    (directory / CARD).unlink(missing_ok=True)
+    if card is not None:
+        (directory / CARD).write_bytes(card)
+
+
 def images_at_a_time(described: Mapping[str, Any]) -> int | None:
     """How many images a model takes at a time by what its server says of it; None for any number, or where unsaid."""
     inputs = described.get("inputs") or [{}]
     shape = [int(length) for length in inputs[0].get("shape") or ()]
     return shape[0] if len(shape) == _AXES and shape[0] > 0 else None
+
+
+def _summary(answers: Tensor) -> Tensor:
+    """(N, S): answers (N, K) themselves; of maps (N, K, H, W) the mean of each field, so that a card stays small."""
+    if answers.ndim == Task.MULTICLASS.axes:
+        return answers
+    return functional.adaptive_avg_pool2d(answers, _CELLS).flatten(1)
 
 
 def _drawn(number: int, span: Span, size: Sequence[int]) -> Tensor:

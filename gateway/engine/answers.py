@@ -28,7 +28,7 @@ class Answering(Protocol):
     """A model's server; safe to call from many threads at once."""
 
     def answers(self, images: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
-        """(N, classes) as the model gives it for (N, channels, rows, columns); raises `UpstreamError`."""
+        """(N, …) as the model gives it for (N, channels, rows, columns); raises `UpstreamError`."""
 
 
 def attend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -30,6 +31,10 @@ _RETRY_S = 0.05
 """Before the second attempt; each further pause is twice as long, and half of each is chance."""
 _RECONNECT_MS_MAX = 2000
 """gRPC's own longest pause between connections, which would else grow to two minutes."""
+_NUMBER_BYTES_MAX, _REST_BYTES_MAX = 8, 2**20
+"""Of one number of an answer, and of all else in it."""
+_MESSAGE_BYTES_MAX = 2**31 - 1
+"""What gRPC itself takes."""
 _SLOW = grpc.StatusCode.DEADLINE_EXCEEDED
 _AWAY = grpc.StatusCode.UNAVAILABLE
 _OWN_FAULT = frozenset(
@@ -45,7 +50,7 @@ _OWN_FAULT = frozenset(
 
 
 class RemoteUpstream:
-    """A classifier behind an inference server.
+    """A model behind an inference server: of a classifier the predictions, of any model the answers detectors ask for.
 
     The scores of a series are the mean over its frames of each class's probability, as in the embedded upstream.
     Asking twice does nothing that asking once does not, so a server that is away is asked again within the caller's
@@ -64,14 +69,12 @@ class RemoteUpstream:
         Raises:
             ConfigError: the certificates cannot be used.
         """
-        if profile.task == "segmentation":
-            raise ConfigError([f"models.{name}.profile: the kserve upstream serves no segmentation model"])
         self._name = name
         self._profile = profile
         self._config = config
         self._metrics = metrics
         self._breaker = Breaker(failures_max=config.failures_max, pause_s=config.pause_s)
-        self._channel = _channel(name, config)
+        self._channel = _channel(name, config, profile)
         self._stub = rpc.GRPCInferenceServiceStub(self._channel)
 
     @property
@@ -95,6 +98,7 @@ class RemoteUpstream:
         Raises:
             UpstreamError: as there; `retry_after_s` where the server is left alone for a while.
         """
+        assert self._profile.task != "segmentation", "checked between routes and models"
         identity = f"{case.scan.sha256}-{verdict.disposition.label}"
         output = self.answers(admitted(case, verdict), deadline, identity=identity)
         return prediction(self._name, self._profile, output)
@@ -110,7 +114,8 @@ class RemoteUpstream:
             identity: of the question; the requests of one share it.
 
         Returns:
-            (N, classes) as the graph gives it.
+            (N, classes) as the graph gives it; of a segmentation model (N, classes, rows, columns), or (N, 1, rows,
+            columns) where one number tells two classes apart.
 
         Raises:
             UpstreamError: no answer, or none that is one; `retry_after_s` as of `predict`.
@@ -205,7 +210,7 @@ class RemoteUpstream:
         return {_SLOW: "timeout", _AWAY: "unavailable"}.get(code, "error")
 
     def _scores(self, response: pb.ModelInferResponse, request: pb.ModelInferRequest) -> NDArray[np.float32]:
-        """(frames, classes) as the graph gives it; raises `UpstreamError` where the answer is none to the question."""
+        """As `answers` gives them, of one request; raises `UpstreamError` where the answer is none to the question."""
         if response.id not in {"", request.id}:
             raise UpstreamError("the protected model's server answered another request")
         wanted = self._profile.output.name
@@ -218,7 +223,7 @@ class RemoteUpstream:
         except TensorError as error:
             raise UpstreamError(f"the protected model's server gave an answer that is none: {error}") from None
         frames = request.inputs[0].shape[0]
-        if scores.shape != (frames, len(self._profile.classes)):
+        if scores.shape not in {(frames, *one) for one in _shapes(self._profile)}:
             raise UpstreamError(f"the protected model's server gave scores of shape {scores.shape}")
         return scores
 
@@ -227,8 +232,18 @@ class _AwayError(UpstreamError):
     """The server was not reached, or went away: worth another attempt."""
 
 
-def _channel(name: str, config: KServeConfig) -> grpc.Channel:
+def _shapes(profile: Profile) -> list[tuple[int, ...]]:
+    """Those that one answer of the model may have."""
+    classes = len(profile.classes)
+    if profile.task != "segmentation":
+        return [(classes,)]
+    return [(outputs, *profile.input.size) for outputs in ((classes, 1) if classes == 2 else (classes,))]
+
+
+def _channel(name: str, config: KServeConfig, profile: Profile) -> grpc.Channel:
+    answers = config.images_max * math.prod(_shapes(profile)[0]) * _NUMBER_BYTES_MAX
     options: list[tuple[str, str | int]] = [
+        ("grpc.max_receive_message_length", min(answers + _REST_BYTES_MAX, _MESSAGE_BYTES_MAX)),
         ("grpc.enable_retries", 0),  # ours know the breaker
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),

@@ -50,6 +50,8 @@ class Upstreams:
         Raises:
             ConfigError: a model cannot be served so.
         """
+        for name, route in config.routes.items():
+            _require_scores(name, route, models)
         wanted: list[tuple[str, str]] = [
             (route.upstream, route.model)
             for route in config.routes.values()
@@ -82,6 +84,14 @@ class Upstreams:
         for each in self._made.values():
             if id(each.upstream) not in kept:
                 each.upstream.close(after_s)
+
+
+def _require_scores(name: str, route: RouteConfig, models: Mapping[str, ProtectedModel]) -> None:
+    """Raises `ConfigError` where a server's masks would have to be a prediction."""
+    if route.upstream == KSERVE and route.model is not None and models[route.model].profile.task == "segmentation":
+        raise ConfigError(
+            [f'routes.{name}.upstream: "kserve" serves no segmentation model, and models.{route.model} is one']
+        )
 
 
 def _make(config: Config, model: ProtectedModel, kind: str, metrics: Metrics) -> Upstream:

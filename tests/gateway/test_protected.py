@@ -176,7 +176,9 @@ def test_the_smallest_p_value_is_that_of_the_calibration(config: ModelConfig, tm
 class TestAModelThatOnlyAServerHas:
     """No file of it is here: what stands for it is the card that the manifest binds."""
 
-    WRITTEN = Card({"inputs": [{"shape": [1, 1, 4, 6]}]}, "", (0.0,), (1.0,), (4, 6), 3, (0.5, -0.5), 0.01).written()
+    WRITTEN = Card(
+        {"inputs": [{"shape": [1, 1, 4, 6]}]}, "", (0.0,), (1.0,), (4, 6), 3, (2,), (0.5, -0.5), 0.01
+    ).written()
 
     @staticmethod
     def served(config: ModelConfig, card: bytes, **changes: Any) -> ModelConfig:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +16,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gateway.case import Case, Evidence, Image
 from gateway.deadline import Deadline
-from gateway.errors import ConfigError, UpstreamError
+from gateway.errors import UpstreamError
 from gateway.profile import Profile
 from gateway.settings.models import KServeConfig
 from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.embedded import EmbeddedUpstream
 from gateway.upstreams.remote import RemoteUpstream
 from gateway.verdict import Disposition, Verdict
+from model_server import ModelServer
 from signing.testing import Hospital
 
-SERVER = Path(__file__).parents[1] / "simulators" / "kserve_server.py"
 ADMIT = Verdict(Disposition.ADMIT, ())
 DENOISED = Verdict(Disposition.ADMIT_DENOISED, ())
 PIXELS = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2) / 8
@@ -56,44 +54,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Server:
-    """A model server that a test starts, stops and kills."""
-
-    def __init__(self, model: Path, folder: Path, *options: str) -> None:
-        self.journal = folder / "journal"
-        self.journal.touch()
-        self._command = [sys.executable, str(SERVER), str(model), str(self.journal), "--name", "sums", *options]
-        self._process: subprocess.Popen[str] | None = None
-        self.address = ""
-
-    def start(self) -> None:
-        where = ["--address", self.address] if self.address else []
-        self._process = subprocess.Popen([*self._command, *where], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.address = self._process.stdout.readline().strip()
-        assert self.address, "the server did not start"
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    @property
-    def answered(self) -> list[str]:
-        return self.journal.read_text().split()
-
-
 @pytest.fixture
-def serve(model: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    started: list[Server] = []
+def serve(model: Path, tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
+    started: list[ModelServer] = []
 
-    def start(*options: str) -> Server:
-        server = Server(model, tmp_path, *options)
-        server.start()
+    def start(*options: str) -> ModelServer:
+        server = ModelServer(tmp_path, "sums", *options)
+        server.start(model)
         started.append(server)
         return server
 
@@ -130,7 +97,7 @@ def count(metrics: Metrics, outcome: str) -> float:
 
 @pytest.mark.parametrize("verdict", [ADMIT, DENOISED], ids=["admit", "denoised"])
 def test_answers_as_the_embedded_model_does(
-    serve: Callable[..., Server], model: Path, case: Case, verdict: Verdict
+    serve: Callable[..., ModelServer], model: Path, case: Case, verdict: Verdict
 ) -> None:
     embedded = EmbeddedUpstream("sums", PROFILE, model.read_bytes(), device="cpu", threads=1, metrics=Metrics())
     with asking(serve().address) as upstream:
@@ -139,7 +106,7 @@ def test_answers_as_the_embedded_model_does(
 
 
 def test_each_scan_has_its_own_request_id_and_the_denoised_image_another(
-    serve: Callable[..., Server], case: Case
+    serve: Callable[..., ModelServer], case: Case
 ) -> None:
     server = serve()
     with asking(server.address) as upstream:
@@ -149,7 +116,7 @@ def test_each_scan_has_its_own_request_id_and_the_denoised_image_another(
     assert server.answered == [f"{digest}-admit", f"{digest}-admit_denoised", f"{digest}-admit"]
 
 
-def test_never_asks_about_what_was_not_admitted(serve: Callable[..., Server], case: Case) -> None:
+def test_never_asks_about_what_was_not_admitted(serve: Callable[..., ModelServer], case: Case) -> None:
     server = serve()
     with asking(server.address) as upstream:
         for disposition in (Disposition.QUARANTINE, Disposition.REJECT):
@@ -159,7 +126,7 @@ def test_never_asks_about_what_was_not_admitted(serve: Callable[..., Server], ca
 
 
 def test_a_server_that_is_away_is_asked_again_and_then_left_alone_until_it_is_back(
-    serve: Callable[..., Server], case: Case
+    serve: Callable[..., ModelServer], case: Case
 ) -> None:
     server, metrics = serve(), Metrics()
     with asking(server.address, metrics, attempts_max=2, pause_s=600.0) as upstream:
@@ -175,13 +142,13 @@ def test_a_server_that_is_away_is_asked_again_and_then_left_alone_until_it_is_ba
     assert [count(metrics, each) for each in ("ok", "unavailable", "open")] == [1, 2, 1]
 
 
-def test_it_is_found_again_after_a_restart(serve: Callable[..., Server], case: Case) -> None:
+def test_it_is_found_again_after_a_restart(serve: Callable[..., ModelServer], model: Path, case: Case) -> None:
     server = serve()
     with asking(server.address, failures_max=1) as upstream:
         server.kill()
         with pytest.raises(UpstreamError):
             upstream.predict(case, ADMIT, soon())
-        server.start()
+        server.start(model)
         answer = None
         while answer is None:
             try:
@@ -193,7 +160,7 @@ def test_it_is_found_again_after_a_restart(serve: Callable[..., Server], case: C
 
 
 def test_a_server_that_hangs_opens_the_breaker_and_is_asked_once_a_scan(
-    serve: Callable[..., Server], case: Case
+    serve: Callable[..., ModelServer], case: Case
 ) -> None:
     server, metrics = serve(), Metrics()
     with asking(server.address, metrics, attempt_s_max=0.3, pause_s=600.0) as upstream:
@@ -208,7 +175,7 @@ def test_a_server_that_hangs_opens_the_breaker_and_is_asked_once_a_scan(
     assert [count(metrics, each) for each in ("timeout", "open")] == [2, 1]
 
 
-def test_a_caller_in_a_hurry_does_not_cut_everybody_off(serve: Callable[..., Server], case: Case) -> None:
+def test_a_caller_in_a_hurry_does_not_cut_everybody_off(serve: Callable[..., ModelServer], case: Case) -> None:
     server = serve()
     with asking(server.address, failures_max=1) as upstream:
         server.send(signal.SIGSTOP)
@@ -231,7 +198,7 @@ def test_a_caller_in_a_hurry_does_not_cut_everybody_off(serve: Callable[..., Ser
     ],
 )
 def test_an_answer_that_is_no_prediction_is_an_error_and_not_repeated(
-    serve: Callable[..., Server], case: Case, options: list[str], profile: Profile, sentence: str
+    serve: Callable[..., ModelServer], case: Case, options: list[str], profile: Profile, sentence: str
 ) -> None:
     server, metrics = serve(*options), Metrics()
     with asking(server.address, metrics, profile) as upstream, pytest.raises(UpstreamError, match=sentence):
@@ -240,7 +207,7 @@ def test_an_answer_that_is_no_prediction_is_an_error_and_not_repeated(
 
 
 def test_the_server_does_not_know_the_model_and_that_says_nothing_about_its_health(
-    serve: Callable[..., Server], case: Case
+    serve: Callable[..., ModelServer], case: Case
 ) -> None:
     server, metrics = serve("--name", "others"), Metrics()
     with asking(server.address, metrics, failures_max=1) as upstream:
@@ -267,7 +234,7 @@ class TestTls:
     def tls(self, pki: Path, **keys: object) -> dict[str, object]:
         return {"unsafe_plaintext": False, "tls": {"roots": pki / "root.pem", "server_name": "CT Scanner 0001", **keys}}
 
-    def test_answers_over_mutual_tls(self, serve: Callable[..., Server], case: Case, pki: Path) -> None:
+    def test_answers_over_mutual_tls(self, serve: Callable[..., ModelServer], case: Case, pki: Path) -> None:
         server = serve("--tls", str(pki / "chain.pem"), str(pki / "ct.key"), str(pki / "root.pem"))
         keys = self.tls(pki, certificate=pki / "chain.pem", private_key=pki / "ct.key")
         with asking(server.address, **keys) as upstream:
@@ -275,7 +242,7 @@ class TestTls:
 
     @pytest.mark.parametrize("change", [{"roots": "stranger-root.pem"}, {"server_name": "elsewhere"}, {}])
     def test_a_server_of_another_name_or_hospital_is_not_told_anything(
-        self, serve: Callable[..., Server], case: Case, pki: Path, change: dict[str, str]
+        self, serve: Callable[..., ModelServer], case: Case, pki: Path, change: dict[str, str]
     ) -> None:
         server = serve("--tls", str(pki / "chain.pem"), str(pki / "ct.key"), str(pki / "root.pem"))
         own = {} if not change else {"certificate": pki / "chain.pem", "private_key": pki / "ct.key"}
@@ -297,7 +264,29 @@ def test_plaintext_is_said_and_stays_on_this_machine(keys: dict[str, object], se
         KServeConfig(model="sums", **keys)  # type: ignore[arg-type]
 
 
-def test_a_segmentation_model_is_refused() -> None:
-    profile = PROFILE.model_copy(update={"task": "segmentation"})
-    with pytest.raises(ConfigError, match="segmentation"), asking("127.0.0.1:1", profile=profile):
-        pass
+def test_masks_are_answered_however_large_they_are(tmp_path: Path) -> None:
+    """A message of gRPC's own largest size, 4 MiB, would not hold these."""
+    side = 256
+    taken = PROFILE.input.model_copy(update={"size": (side, side)})
+    profile = PROFILE.model_copy(update={"task": "segmentation", "input": taken})
+    images = np.random.default_rng(0).random((10, 1, side, side), np.float32)
+    with ModelServer(tmp_path, "sums") as server:
+        server.start(doubles(tmp_path / "doubles.onnx", side))
+        with asking(server.address, profile=profile) as upstream:
+            answers = upstream.answers(images, soon())
+        narrow = profile.model_copy(update={"classes": ("a", "b", "c")})
+        with asking(server.address, profile=narrow) as upstream, pytest.raises(UpstreamError, match="scores of shape"):
+            upstream.answers(images[:1], soon())
+
+    assert np.array_equal(answers, np.concatenate([images, images], 1))
+
+
+def doubles(path: Path, side: int) -> Path:
+    """A model whose masks are the image, twice."""
+    image, answer = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, side, side])]
+        for name, channels in (("image", 1), ("logits", 2))
+    )
+    graph = helper.make_graph([helper.make_node("Concat", ["image", "image"], ["logits"], axis=1)], "d", image, answer)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path

@@ -2,25 +2,43 @@
 
 import io
 import itertools
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import grpc
 import numpy as np
+import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from pydicom.data import get_testdata_file
 from torch import Tensor, nn
 
 from detectors import registry
 from detectors.artifact import Artefact
+from detectors.ensemble import Ensemble
+from detectors.errors import AnotherModelError
 from detectors.methods.twins import Hardening
 from detectors.models.outputs import Task
 from detectors.testing import check_detector
+from gateway.api.v1 import gateway_pb2 as pb
+from gateway.api.v1 import gateway_pb2_grpc as rpc
+from gateway.cli import main as scanward
 from gateway.profile import Profile
-from lab import data, fitting
+from gateway.testing import GatewayProcess, Site, write_signing_key
+from lab import data, fitting, served
 from lab.data import DataError
+from lab.whereabouts import Whereabouts
+from model_server import ModelServer
+from site_tables import ENGINE, route
 
 QUICK = (Hardening(0.5, 6.0, 48, 3e-3, batch=16), Hardening(1.0, 6.0, 48, 6e-3, batch=16))
+BRIEF = Hardening(1.0, 6.0, 20, 6e-3, batch=16)
 SIDE = 32
 Made = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -66,6 +84,7 @@ def _layers(widths: tuple[int, ...], stride: int) -> list[nn.Module]:
 KINDS: dict[Task, Callable[[], nn.Module]] = {Task.MULTILABEL: Labeller, Task.SEGMENTATION: Segmenter}
 
 
+@cache
 def trained(task: Task) -> nn.Module:
     images, labels, masks = scenes(384, 9)
     inputs = torch.from_numpy(images).float()[:, None] / 127.5 - 1
@@ -165,6 +184,115 @@ def test_what_was_written_is_what_was_fitted(fitted: tuple[Path, fitting.Fitted]
     assert torch.equal(before.predictions, after.predictions)
     for member in loaded.members:
         check_detector(registry.method(member.detector.name), member.detector, loaded.probe)
+
+
+# -- where only a server has the model --
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The same model, known by the answers of its server alone."""
+
+    site: Path
+    server: ModelServer
+    profile: Profile
+    fitted: fitting.Fitted
+
+    def asked(self) -> Ensemble:
+        """What was written, and asks that server."""
+        model = served.as_fitted(at(self.server.url), self.profile, self.site / "served")
+        digest, cpu = self.profile.sha256, torch.device("cpu")
+        return Artefact.load(
+            self.site / "served", self.fitted.manifest, model.file, digest, cpu, ask=model.ask
+        ).ensemble
+
+
+def at(place: str) -> Whereabouts:
+    return Whereabouts(place, authority=None, certificate=None, key=None, images_max=64)
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """Of masks, the largest answers."""
+    site = site_of(Task.SEGMENTATION, tmp_path_factory.mktemp("remote"))
+    profile = Profile.load(site / "profile.toml")
+    with ModelServer(tmp_path_factory.mktemp("server"), "scenes") as server:
+        server.start(site / "model.onnx")
+        model = served.to_fit(at(server.url), profile)
+        parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
+        found = fitting.fit(
+            model.file, profile, parts, site / "served", ask=model.ask,
+            fpr=0.01, key=write_signing_key(site / "served.pem"), seed=0, recipes=(QUICK[0], BRIEF), denoisers=(),
+        )  # fmt: skip
+        yield Remote(site, server, profile, found)
+
+
+def test_a_servers_answers_are_enough_to_flag_attacks_and_few_clean_scans(remote: Remote) -> None:
+    measured = remote.fitted.measured
+
+    assert remote.fitted.answers_only is not None
+    assert measured["pgd"]["8"]["successes"] > 5
+    assert measured["pgd"]["8"]["tpr"]["ensemble"]["rate"] > 0.5
+    assert measured["fpr"]["ensemble"]["rate"] <= 0.1
+
+
+def test_what_was_fitted_asks_the_server_again_and_notices_another_model_there(remote: Remote) -> None:
+    test = data.load(remote.site / "data.npz", remote.profile).test.images[:8]
+    ensemble = remote.asked()
+    before, after = remote.fitted.ensemble.examine(test), ensemble.examine(test)
+    assert torch.allclose(before.p_value, after.p_value, atol=0.02)
+    assert torch.equal(before.predictions, after.predictions)
+
+    proto = onnx.load(remote.site / "model.onnx")
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) > 1:
+            values = numpy_helper.to_array(tensor) * np.float32(1.1)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(proto, remote.site / "retrained.onnx")
+    remote.server.kill()
+    remote.server.start(remote.site / "retrained.onnx")
+    try:
+        with pytest.raises(AnotherModelError):
+            remote.asked().examine(test)
+    finally:
+        remote.server.kill()
+        remote.server.start(remote.site / "model.onnx")
+
+
+def tables_of(remote: Remote, upstream: str) -> str:
+    return f"""{ENGINE}
+[models.scenes]
+profile = "{remote.site}/profile.toml"
+detectors = "{remote.site}/served"
+[models.scenes.kserve]
+address = "{remote.server.address}"
+model = "scenes"
+unsafe_plaintext = true
+[trust.artefacts]
+public_keys = ["{remote.site}/served.pub"]
+unsafe_marginal_guarantee = true
+{route("ct", model="scenes", upstream=upstream)}"""
+
+
+def test_a_gateway_examines_by_a_servers_masks_and_takes_none_for_a_prediction(remote: Remote, tmp_path: Path) -> None:
+    asked = Site.make(tmp_path / "asked", tables=tables_of(remote, "kserve"), routes=["ct"])
+    refused = CliRunner().invoke(scanward, ["check-config", str(asked.config)])
+    assert refused.exit_code == 2
+    assert 'routes.ct.upstream: "kserve" serves no segmentation model' in refused.stderr
+
+    hospital = Site.make(tmp_path / "hospital", tables=tables_of(remote, "none"), routes=["ct"])
+    with (
+        GatewayProcess(hospital.config, environment={"OMP_NUM_THREADS": "1"}) as gateway,
+        grpc.insecure_channel(gateway.addresses.grpc) as channel,
+    ):
+        metadata = (("authorization", f"Bearer {hospital.tokens['reviewer']}"),)
+        scan = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+        request = pb.ProtectRequest(dicom=scan, route="ct")
+        reply = rpc.ProtectionGatewayStub(channel).Protect(request, metadata=metadata, timeout=100)
+
+    (found,) = [each for each in reply.findings if each.stage == "detection"]
+    assert found.outcome in {"passed", "failed"}
+    assert set(dict(found.p_values)) == set(json.loads(remote.fitted.manifest)["detectors"])
 
 
 LABELS: dict[str, tuple[Task, Callable[[Tensor], Tensor], str]] = {

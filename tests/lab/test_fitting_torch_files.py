@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blob_gateway import CT, QUICK, ModelServer, tables
+from blob_gateway import CT, QUICK, tables
 from detectors.errors import ConversionError
 from detectors.models.kinds import Kind
 from gateway.api.v1 import gateway_pb2 as pb
@@ -28,6 +28,7 @@ from gateway.testing import GatewayProcess, Site, write_signing_key
 from lab import data, fitting
 from lab.cli import main
 from lab.opening import MismatchError, opened
+from model_server import ModelServer
 
 SIDE = 32
 

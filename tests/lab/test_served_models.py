@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from blob_gateway import CT, QUICK, ModelServer, tables
+from blob_gateway import CT, QUICK, tables
 from detectors.errors import ConversionError
 from detectors.models.kinds import Kind, answering
 from detectors.models.served import CARD, Card
@@ -22,10 +23,14 @@ from gateway.api.v1 import gateway_pb2_grpc as rpc
 from gateway.errors import ConfigError, UpstreamError
 from gateway.profile import Profile
 from gateway.testing import GatewayProcess, Site, write_signing_key
-from lab import fitting, served
+from lab import fitting, phantoms, served
 from lab.cli import main
 from lab.whereabouts import Whereabouts
+from model_server import ModelServer
+from signing import sign
 from waiting import until
+
+FPR, SCANS = 0.05, 24
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def fitted(site: Path, server: ModelServer, profile: Profile, parts: fitting.Par
     key = write_signing_key(site / "served.pem")
     return fitting.fit(
         model.file, profile, parts, site / "served", ask=model.ask,
-        fpr=0.01, key=key, seed=0, recipes=(QUICK, QUICK), denoisers=("median",),
+        fpr=FPR, key=key, seed=0, recipes=(QUICK, QUICK), denoisers=("median",),
     )  # fmt: skip
 
 
@@ -49,10 +54,10 @@ def at(place: Path | str) -> Whereabouts:
     return Whereabouts(place, authority=None, certificate=None, key=None, images_max=64)
 
 
-def score(site: Path, model: str) -> Result:
+def score(site: Path, model: str, *more: str) -> Result:
     paths = {"--profile": "profile.toml", "--detectors": "served", "--data": "data.npz"}
     options = [part for option, name in paths.items() for part in (option, str(site / name))]
-    return CliRunner().invoke(main, ["score", "--model", model, *options, "--json"])
+    return CliRunner().invoke(main, ["score", "--model", model, *options, *more, "--json"])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def test_it_flags_attacks_and_few_clean_scans(fitted: fitting.Fitted) -> None:
 
     assert found["successes"] > 5
     assert found["tpr"]["ensemble"]["rate"] > 0.5
-    assert fitted.measured["fpr"]["ensemble"]["rate"] <= 0.1
+    assert fitted.measured["fpr"]["ensemble"]["rate"] <= 0.15
 
 
 def test_score_asks_the_server_and_finds_what_the_fit_found(
@@ -94,7 +99,7 @@ def test_score_asks_the_server_and_finds_what_the_fit_found(
     result = score(site, server.url)
 
     assert result.exit_code == 0, result.output
-    flagged = np.mean(np.array(json.loads(result.stdout)["p"]) <= 0.01)
+    flagged = np.mean(np.array(json.loads(result.stdout)["p"]) <= FPR)
     assert flagged == fitted.measured["fpr"]["ensemble"]["rate"]
 
 
@@ -107,6 +112,46 @@ def test_it_is_attacked_by_way_of_its_answers(site: Path, server: ModelServer, f
     assert result.exit_code == 0, result.output
     (attack,) = json.loads(result.stdout)["attacks"]
     assert attack["n_attacked"] == 8
+
+
+def test_thresholds_are_moved_by_asking_the_server_and_the_candidate_asks_it_too(
+    site: Path, server: ModelServer, fitted: fitting.Fitted, tmp_path: Path
+) -> None:
+    hospital = Site.make(tmp_path / "hospital")
+    (hospital.directory / "reject.toml").write_text(
+        'unsigned = "reject"\n[[allowed_signers]]\ncommon_name = "CT Scanner 0001"\n'
+    )
+    scans, candidate = tmp_path / "scans", tmp_path / "candidate"
+    scans.mkdir()
+    for seed in phantoms.seeds("test", SCANS, skip=31_000):
+        drawn = phantoms.to_dicom(phantoms.draw(seed, size=64))
+        signed = sign(drawn, signer=hospital.hospital.signer("ct"), at=datetime.now(UTC))
+        (scans / f"{seed}.dcm").write_bytes(signed)
+    options = {
+        "--profile": site / "profile.toml", "--detectors": site / "served", "--public-key": site / "served.pub",
+        "--scans": scans, "--config": hospital.config, "--trust": "strict", "--out": candidate,
+    }  # fmt: skip
+    asked = ["recalibrate", "--accept-movement", *(str(part) for pair in options.items() for part in pair)]
+
+    of_a_file = CliRunner().invoke(main, [*asked, "--model", str(site / "model.onnx")])
+    assert of_a_file.exit_code == 2
+    assert "fitted for another model" in of_a_file.stderr
+    taken = CliRunner().invoke(main, [*asked, "--model", server.url])
+
+    assert taken.exit_code == 0, taken.output
+    facts = json.loads((candidate / "manifest.json").read_bytes())
+    assert facts["n_b"] == SCANS
+    assert facts["remote"] == json.loads(fitted.manifest)["remote"]
+    sealing = ["sign-artefact", str(candidate), "--key", str(site / "served.pem")]
+    assert CliRunner().invoke(main, sealing).exit_code == 0
+    asking = score(site, server.url, "--detectors", str(candidate))
+    assert asking.exit_code == 0, asking.output
+    assert min(json.loads(asking.stdout)["p"]) >= 1 / (SCANS + 1)
+
+    (candidate / CARD).write_bytes((candidate / CARD).read_bytes().replace(b"blobs", b"clubs"))
+    refused = CliRunner().invoke(main, sealing)
+    assert refused.exit_code == 2
+    assert "remote.json is not the one that was fitted for" in refused.stderr
 
 
 def test_a_card_alone_answers_nothing(site: Path, fitted: fitting.Fitted) -> None:
@@ -138,7 +183,7 @@ def test_a_name_that_the_server_does_not_know_is_said_before_anything_is_fitted(
 def test_a_gateway_examines_with_the_server_and_holds_scans_while_nothing_vouches_for_it(
     site: Path, server: ModelServer, fitted: fitting.Fitted, retrained: Path, tmp_path: Path
 ) -> None:
-    asking = tables(site / "profile.toml", site / "served", site / "served.pub", server.address)
+    asking = tables(site / "profile.toml", site / "served", site / "served.pub", server.address, fpr=FPR)
     hospital = Site.make(tmp_path / "hospital", tables=asking, routes=["ct"])
     scans = (bytes([count]) + CT[1:] for count in range(256))  # the preamble is free: another scan of the same image
 
