@@ -89,7 +89,7 @@ class Spread:
 
     def state(self) -> dict[str, Tensor]:
         """Means and precisions."""
-        return {"means": self._means, "precisions": self._precisions}
+        return {"means": self._means.cpu(), "precisions": self._precisions.cpu()}
 
 
 def _moments(points: Tensor) -> tuple[Tensor, Tensor]:

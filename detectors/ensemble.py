@@ -38,7 +38,7 @@ class Member:
     conformal: ConformalCalibration
     """On clean scans B: its own p-value, for reports."""
     channel: str | None
-    """`robust`, `sensitive`, or None: reported only."""
+    """`robust`, `sensitive`, `gradient`, or None: reported only."""
 
     def __post_init__(self) -> None:
         if self.channel is not None and isinstance(self.detector, ReportedOnly):

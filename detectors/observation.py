@@ -8,7 +8,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from detectors.errors import InputError
+from detectors.errors import InputError, NotFittedError
 from detectors.models.outputs import Task, decided, margin
 
 LEVEL = 1 / 255
@@ -174,6 +174,11 @@ class Observation:
     def lead_in(self, logits: Tensor) -> Tensor:
         """(N,) how firmly other logits hold this decision; negative where they would decide otherwise."""
         return margin(logits, self.decision, self.task)
+
+    def require_features(self, taps: Iterable[str]) -> None:
+        """Raises `NotFittedError` where a tap that somebody was fitted on is not here."""
+        if missing := sorted(set(taps) - set(self.features)):
+            raise NotFittedError(f"the features of {', '.join(missing)} were not looked at")
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from detectors.denoisers.denoiser import check
 from detectors.denoisers.learned import started
-from detectors.denoisers.training import Progress, train, window
+from detectors.denoisers.training import CROP, Progress, train
 from detectors.denoisers.unet import UNet
 from detectors.denoisers.windowed import SPAN, read_span, spelled_span
 from detectors.errors import InputError, NotFittedError
@@ -23,6 +23,7 @@ from detectors.filters import gaussian
 from detectors.models.folding import folded
 from detectors.observation import LEVEL, Span
 from detectors.precision import training
+from detectors.windows import window
 
 SIGMA_LEVELS = 8.0
 """For which noise a denoiser stands that nobody told of another, in grey levels."""
@@ -81,7 +82,7 @@ class Diffusion:
 
         def lesson(chosen: Tensor, generator: torch.Generator) -> Tensor:
             clean = images[chosen]
-            clean = clean[window(clean, generator)]
+            clean = clean[window(clean, CROP, generator)]
             share = torch.rand(len(clean), 1, 1, 1, generator=generator)
             sigma = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** share
             noise = torch.randn(clean.shape, generator=generator)

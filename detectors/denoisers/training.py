@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +11,16 @@ from detectors.errors import InputError
 from detectors.models.outputs import Task, decided
 from detectors.observation import LEVEL
 from detectors.precision import training
+from detectors.windows import window
 
 Lesson = Callable[[Tensor, torch.Generator], Tensor]
 """Places (M,) of the scans of one batch, and a generator on the CPU, to a loss: a scalar."""
 Progress = Callable[[float], None]
-Window = tuple[EllipsisType, slice, slice]
 
 _EPOCHS, _BATCH, _PEAK, _STEPS_MIN = 20, 32, 2e-3, 300
-_CROP, _NOISE_LEVELS = 64, 4.0
+_NOISE_LEVELS = 4.0
+CROP = 64
+"""Side of the windows that are shown, in pixels."""
 
 
 def train(
@@ -130,20 +131,12 @@ class Restoration:
         """The loss of one batch."""
         clean, attacked = self.images[chosen], self.attacked[chosen]
         if not self.goal.whole:
-            place = window(clean, generator)
+            place = window(clean, CROP, generator)
             clean, attacked = clean[place], attacked[place]
         noisy = _spoilt(clean, attacked, generator)
         with training(self.device):
             restored = self.network(noisy.to(self.device)).float()
         return self.goal.loss(restored, clean.to(self.device))
-
-
-def window(images: Tensor, generator: torch.Generator) -> Window:
-    """The place of a window of (N, C, H, W) images, the same for the whole batch."""
-    height, width = (min(_CROP, length) for length in images.shape[2:])
-    top = int(torch.randint(images.shape[2] - height + 1, (1,), generator=generator))
-    left = int(torch.randint(images.shape[3] - width + 1, (1,), generator=generator))
-    return (..., slice(top, top + height), slice(left, left + width))
 
 
 def _spoilt(clean: Tensor, attacked: Tensor, generator: torch.Generator) -> Tensor:

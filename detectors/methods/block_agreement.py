@@ -63,9 +63,7 @@ class BlockAgreement:
         Raises:
             NotFittedError: the observation lacks a tap.
         """
-        missing = set(self._taps) - set(seen.features)
-        if missing:
-            raise NotFittedError(f"{self.name} reads {sorted(missing)}")
+        seen.require_features(self._taps)
         fit = {name: value.to(seen.images.device) for name, value in self._state.items()}
         logits, task = seen.answer
         answers = [logits]

@@ -2,12 +2,11 @@
 
 It sees the scan's high-pass residuals, the protected model's input gradient, and their products. Measured with this
 project's recipe only; no paper is claimed. Limits: blind to attacks that do not follow the gradient (low-frequency,
-Square), and an informed attacker puts it into his loss; so it has a channel of its own, with the smaller share.
+Square), and an informed attacker puts it into his loss; so it has a channel of its own.
 """
 
 import math
 from collections.abc import Callable
-from types import EllipsisType
 from typing import Self
 
 import torch
@@ -22,6 +21,7 @@ from detectors.material import Material
 from detectors.models.folding import folded
 from detectors.observation import LEVEL, Needs, Observation, Signal
 from detectors.precision import training
+from detectors.windows import window
 
 _RESIDUAL_GAIN, _RESIDUAL_LIMIT = 64.0, 3.0
 _WIDTHS, _STRIDES = (16, 24, 32, 32), (1, 2, 2, 2)
@@ -93,8 +93,8 @@ class GradientResidual:
         done = 0
         for _ in range(_EPOCHS):
             for chosen in torch.split(torch.randperm(len(images), generator=generator), _BATCH):
-                window = _window(images, generator)
-                views = views_of(images[chosen][window].to(device), gradients[chosen][window].to(device))
+                place = window(images, _CROP, generator)
+                views = views_of(images[chosen][place].to(device), gradients[chosen][place].to(device))
                 with training(device):
                     odds = network(views).float()
                 loss = functional.binary_cross_entropy_with_logits(
@@ -170,11 +170,3 @@ def views_of(images: Tensor, gradients: Tensor) -> Tensor:
     t, wide = bounded(slope), bounded(gaussian(slope, 0.8))
     views = (r1, r2, r3, t, r1 * t, r2 * t, r2 * wide)
     return torch.stack([view[:, 0] for view in views], -1).permute(0, 3, 1, 2)  # channels last, as the network runs
-
-
-def _window(images: Tensor, generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
-    """One random window for the batch: the network averages over space, so it learns as much from a part."""
-    height, width = (min(_CROP, length) for length in images.shape[2:])
-    top = int(torch.randint(images.shape[2] - height + 1, (1,), generator=generator))
-    left = int(torch.randint(images.shape[3] - width + 1, (1,), generator=generator))
-    return ..., slice(top, top + height), slice(left, left + width)

@@ -81,9 +81,7 @@ class LocalDimension:
         Raises:
             NotFittedError: the observation lacks a tap.
         """
-        missing = set(self._taps) - set(seen.features)
-        if missing:
-            raise NotFittedError(f"{self.name} reads {sorted(missing)}")
+        seen.require_features(self._taps)
         fit = {name: value.to(seen.images.device) for name, value in self._state.items()}
         banks = {tap: fit[f"bank{k}"] for k, tap in enumerate(self._taps)}
         inputs = (_dimensions(seen.features, banks) - fit["centre"]) / fit["spread"]

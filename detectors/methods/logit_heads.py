@@ -75,9 +75,7 @@ class LogitHeads:
         Raises:
             NotFittedError: the observation lacks a tap.
         """
-        missing = set(self._taps) - set(seen.features)
-        if missing:
-            raise NotFittedError(f"{self.name} reads {sorted(missing)}")
+        seen.require_features(self._taps)
         fit = {name: value.to(seen.images.device) for name, value in self._state.items()}
         features = torch.cat([seen.features[tap] for tap in self._taps], 1)
         logits, _ = seen.answer

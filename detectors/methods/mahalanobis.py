@@ -63,9 +63,7 @@ class LayerDistances:
         Raises:
             NotFittedError: the observation lacks a tap.
         """
-        missing = set(self._taps) - set(seen.features)
-        if missing:
-            raise NotFittedError(f"{self.name} reads {sorted(missing)}")
+        seen.require_features(self._taps)
         return Score(self.name, self.by_layer(seen).sum(1))
 
     def by_layer(self, seen: Observation) -> Tensor:

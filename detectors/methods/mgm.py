@@ -59,8 +59,7 @@ class ClassGaussian:
         Raises:
             NotFittedError: the observation lacks the tap.
         """
-        if self._tap not in seen.features:
-            raise NotFittedError(f"{self.name} reads {self._tap}")
+        seen.require_features([self._tap])
         features = seen.features[self._tap]
         fit = {name: value.to(features.device) for name, value in self._state.items()}
         parts = zip(fit["means"], fit["whiteners"], fit["log_dets"], strict=True)

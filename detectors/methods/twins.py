@@ -18,7 +18,7 @@ from detectors.augmentation import Augmentation
 from detectors.averaging import begun, move
 from detectors.detector import Score, spelled
 from detectors.errors import NotFittedError
-from detectors.material import Material
+from detectors.material import Material, Progress
 from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, divergence, pooled, to_logits
 from detectors.models.small import SmallTwin
@@ -36,7 +36,6 @@ AVERAGED = 0.2
 attacks too well (Rice et al. 2020, arXiv:2002.11569), and their mean less so (Gowal et al. 2020, arXiv:2010.03593)."""
 MOVED = Augmentation(rotation_deg=8.0, scale=0.06, shift=0.03, gain=0.08)
 """The teacher answers for moved scans as for any: without labels, few scans teach as much as many."""
-Progress = Callable[[float], None]
 
 
 class TwinDisagreement:

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from detectors.covariance import members
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
 from detectors.material import Material
@@ -55,17 +56,14 @@ class FeatureDensity:
             classes: (N,) int64 as the protected model decided.
             count: number of classes; one with fewer than 20 scans is described by all scans.
         """
-        if len(features) < 20:
-            raise InputError(f"{len(features)} clean scans are too few for a density; at least 20 are needed")
-        features = features.double()
+        groups, features = members(classes, count), features.double()
         centre, spread = features.mean(0), features.std(0).clamp_min(1e-6)
         standard = (features - centre) / spread
         _, sizes, axes = torch.linalg.svd(standard, full_matrices=False)
         share = sizes.square().cumsum(0) / sizes.square().sum()
         kept = min(int((share < _VARIANCE_KEPT).sum()) + 1, len(features) // 10 + 1)
         projected = standard @ axes[:kept].T
-        members = [projected[classes == c] if int((classes == c).sum()) >= 20 else projected for c in range(count)]
-        mixtures = [_best_mixture(group) for group in members]
+        mixtures = [_best_mixture(projected[chosen]) for chosen in groups]
         state = {name: torch.stack([mixture[name] for mixture in mixtures]) for name in mixtures[0]}
         return cls({"centre": centre, "spread": spread, "axes": axes[:kept].contiguous(), **state})
 
