@@ -65,13 +65,13 @@ def counted(document: dict[str, Any], name: str) -> float:
 def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(site: Site, tmp_path: Path) -> None:
     """Probes rough enough to be held tell him nothing; what was held lies in quarantine, is counted, and betrays him.
 
-    He asks about one scan in 200 variations, as any attack by answers must: no setting of the gateway is for this test.
+    He asks about one scan in 250 variations, as any attack by answers must: no setting of the gateway is for this test.
     """
     own = site.copy(tmp_path / "own")
     with GatewayProcess(own.config, environment={"OMP_NUM_THREADS": "2"}) as process:
         source = ward(tmp_path / "ward", own, process, CT)
-        probing = ("--attack", "nes", "--option", "reach=30", "--option", "steps=10", "--option", "probes=10")
-        result = attack(own, process, source, tmp_path / "out", "--eps", 60, "--questions", 230, *probing)
+        probing = ("--attack", "nes", "--option", "reach=30", "--option", "steps=12", "--option", "probes=10")
+        result = attack(own, process, source, tmp_path / "out", "--eps", 30, "--questions", 270, *probing)
         told = process.log()
 
     assert result.exit_code in {0, 1}, result.stderr
@@ -80,11 +80,11 @@ def test_the_attacker_hears_verdicts_and_the_gateway_sees_him(site: Site, tmp_pa
     assert document["ok"] == (result.exit_code == 0)
     (each,) = document["attacks"]
     assert (each["name"], each["attacked"]) == ("nes", 1)
-    assert 150 < each["questions"] <= 230
+    assert 150 < each["questions"] <= 270
     assert sum(each["dispositions"].values()) == each["questions"]
-    assert each["dispositions"]["quarantine"] > 100
+    assert each["dispositions"]["quarantine"] > 50
     assert counted(document, "scanward_scans_total") > 150
-    assert counted(document, "scanward_quarantine_held") > 100
+    assert counted(document, "scanward_quarantine_held") > 50
     assert counted(document, "scanward_query_alarms_total{source=scanner}") == 1
     assert "scanward_query_alarms_total{source=scanner}\t1" in said(document, tmp_path / "out")
     assert "query_attack" in told
