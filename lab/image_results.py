@@ -135,7 +135,7 @@ def _trained(training: Training, npz: Path, directory: Path) -> Victim:
         with progress() as watch:
             harden(
                 method, npz, described(npz, directory), directory,
-                recipe=method.recipe, judging=Judging(), seed=training.seed, watch=watch,
+                recipe=method.recipe, judging=Judging(attacks=("pgd",), steps=20), seed=training.seed, watch=watch,
             )  # fmt: skip
     return victim(npz, directory, seed=training.seed)
 
