@@ -67,6 +67,7 @@ class Training:
 @click.option("--attacks", default=",".join(ALL), show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="trainings without defence")
 @click.option("--hardened", multiple=True, type=click.Choice(sorted(METHODS)), help="of hardened models; repeatable")
+@click.option("--further", multiple=True, type=click.Choice(SETS), help="only these sets have such further models")
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".cache/results"), show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("docs/results.md"))
 @click.option("--threads", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default=True)
@@ -80,6 +81,7 @@ def main(
     attacks: str,
     seeds: int,
     hardened: Sequence[str],
+    further: Sequence[str],
     work: Path,
     out: Path,
     threads: int,
@@ -97,12 +99,13 @@ def main(
     for name in sets:
         npz = images / f"{name}.npz"
         found: dict[str, Document] = {}
-        for each in _trainings(attacks.split(","), seeds, hardened):
+        others = (seeds, hardened) if name in (further or SETS) else (1, ())
+        for each in _trainings(attacks.split(","), *others):
             directory = work / name / each.folder
             guarded = _trained(each, npz, directory)  # (1)
             _fitted(each, guarded, directory, _rate(len(guarded.images.val)))  # (2)
-            others = [images / f"{other}.npz" for other in SHIFTS.get(name, ())]
-            place = _measured(each, guarded, directory, npz, grade, others)  # (3)
+            shifts = [images / f"{other}.npz" for other in SHIFTS.get(name, ())]
+            place = _measured(each, guarded, directory, npz, grade, shifts)  # (3)
             found[each.title] = json.loads((place / "report.json").read_text(encoding="utf-8"))
             if len(found) == 1:
                 chapters.append((place / "report.md").read_text(encoding="utf-8"))
@@ -113,6 +116,7 @@ def main(
     asked = [f"--set {name}" for name in sets if tuple(sets) != SETS]
     asked += [f"{option} {value}" for option, value in told.items() if value not in (None, usual.get(option))]
     asked += [f"--seeds {seeds}"] * (seeds > 1) + [f"--hardened {name}" for name in hardened]
+    asked += [f"--further {name}" for name in further]
     command = " ".join(["python -m lab.image_results", *asked])
     out.write_text(_document(command, chapters), encoding="utf-8")  # (4)
 
