@@ -27,7 +27,7 @@ from signing import EnvelopeError, envelope
 MANIFEST = "manifest.json"
 """Of an artefact directory, for people and for unsigned artefacts."""
 MANIFEST_ENVELOPE = "manifest.dsse.json"
-"""The same bytes in a DSSE envelope, signed by whoever fitted; what the gateway reads."""
+"""The same bytes in a DSSE envelope, signed by whoever fitted; what the gateway believes."""
 MANIFEST_TYPE = "application/vnd.scanward.artefact+json"
 """Payload type of that envelope."""
 
@@ -65,8 +65,8 @@ class ProtectedModel:
         """Read profile, model and manifest.
 
         Raises:
-            ConfigError: unreadable, unsigned, signed by no configured key, or of a guarantee that is not served; no
-                model file, and detectors that were fitted for one.
+            ConfigError: unreadable, unsigned, signed by no configured key, beside another manifest in the clear, or of
+                a guarantee that is not served; no model file, and detectors that were fitted for one.
         """
         profile = Profile.load(config.profile)
         where = f"models.{name}.detectors"
@@ -170,15 +170,28 @@ def _card(name: str, config: ModelConfig, facts: Mapping[str, Any]) -> bytes:
     return card
 
 
+def require_alike(directory: Path, sealed: bytes, where: str) -> None:
+    """Nobody shall read one manifest and be served another: where one lies beside the envelope, it is the same.
+
+    Raises:
+        ConfigError: manifest.json differs from what the envelope holds; `where` names the artefact.
+    """
+    plain = directory / MANIFEST
+    if plain.exists() and _read(plain, where) != sealed:
+        raise ConfigError([f"{where}: {MANIFEST} is not what {MANIFEST_ENVELOPE} holds: one of the two was changed"])
+
+
 def _believed_manifest(directory: Path, trust: ArtefactTrust, where: str) -> bytes:
     """The manifest, out of an envelope that a configured key signed."""
     sealed_at = directory / MANIFEST_ENVELOPE
     if not sealed_at.exists() and trust.unsafe_unsigned_artefacts:
         return _read(directory / MANIFEST, where)
     try:
-        return envelope.open_envelope(_read(sealed_at, where), _public_keys(trust), MANIFEST_TYPE)
+        manifest = envelope.open_envelope(_read(sealed_at, where), _public_keys(trust), MANIFEST_TYPE)
     except EnvelopeError as error:
         raise ConfigError([f"{where}: {MANIFEST_ENVELOPE}: {error}"]) from error
+    require_alike(directory, manifest, where)
+    return manifest
 
 
 def _public_keys(trust: ArtefactTrust) -> list[Ed25519PublicKey]:

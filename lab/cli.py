@@ -34,6 +34,9 @@ def _there(_context: click.Context, _parameter: click.Parameter, name: str) -> s
 DEVICE = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, callback=_there
 )  # fmt: skip
+ARTEFACT_KEY = click.option(
+    "--artefact-key", "artefact_keys", type=FILE, multiple=True, help="public half of who signed it, PEM; repeatable"
+)  # fmt: skip
 
 
 @click.group()
@@ -157,7 +160,8 @@ def denoisers(
 @main.command()
 @model_options("the file that the detectors were fitted for")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
-@click.option("--detectors", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--detectors", type=FOLDER, required=True, help="artefact directory")
+@ARTEFACT_KEY
 @click.option("--data", "data_path", type=PATH, required=True, help=".npz, or a folder of DICOM files with labels.csv")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @DEVICE
@@ -167,6 +171,7 @@ def score(
     model_at: Whereabouts,
     profile_path: Path,
     detectors: Path,
+    artefact_keys: tuple[Path, ...],
     data_path: Path,
     split: str,
     device: str,
@@ -179,10 +184,11 @@ def score(
     from lab import data, scoring, served
 
     with _refusals():
+        manifest = _manifest(detectors, artefact_keys)
         profile = Profile.load(profile_path)
         scans = getattr(data.load(data_path, profile), split)
         model = served.as_fitted(model_at, profile, detectors)
-        table = scoring.score(model.file, profile, detectors, scans, torch.device(device), model.ask)
+        table = scoring.score(model.file, profile, detectors, manifest, scans, torch.device(device), model.ask)
     if as_json:
         click.echo(json.dumps(table))
         return
@@ -194,6 +200,7 @@ def score(
 @model_options("the file that the detectors were fitted for")
 @click.option("--profile", "profile_path", type=FILE, required=True, help="its profile, TOML")
 @click.option("--detectors", type=FOLDER, required=True, help="artefact directory")
+@ARTEFACT_KEY
 @click.option("--data", "data_path", type=FILE, required=True, help=".npz; its test split is attacked")
 @click.option("--attacks", default="all", show_default=True, help="names, with commas between")
 @click.option("--eps", default="1,2,4,8", show_default=True, help="budgets, 8-bit grey levels of the window")
@@ -219,6 +226,7 @@ def evaluate(
     model_at: Whereabouts,
     profile_path: Path,
     detectors: Path,
+    artefact_keys: tuple[Path, ...],
     data_path: Path,
     attacks: str,
     eps: str,
@@ -247,12 +255,23 @@ def evaluate(
         else:
             wanted = Wanted.of_words(attacks, eps, grade_name, adaptive=adaptive, forms=forms)
         given = Given(
-            model_at, profile_path, detectors, data_path, shifts, out, junit, images, steps, seed, device
+            model_at, profile_path, detectors, _manifest(detectors, artefact_keys), data_path, shifts, out, junit,
+            images, steps, seed, device,
         )  # fmt: skip
         document, text = run(given, wanted, threat)
     click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
     if threat is not None and not document["gate"]["passed"]:
         sys.exit(FOUND_WANTING)
+
+
+def _manifest(detectors: Path, keys: tuple[Path, ...]) -> bytes:
+    """What the artefact says, vouched for by one of the keys; where there is none, a sentence on stderr says so."""
+    from lab import sealing
+
+    if keys:
+        return sealing.believed(detectors, keys)
+    click.echo(f"The signature of {detectors} was not checked: --artefact-key would.", err=True)
+    return sealing.unchecked(detectors)
 
 
 def _unsaid(by: str, *names: str) -> None:

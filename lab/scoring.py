@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from detectors.artifact import MANIFEST, Artefact
-from detectors.errors import ArtefactError
+from detectors.artifact import Artefact
 from detectors.models.answers import Ask
 from gateway.profile import Profile
 from lab.data import DataError, Split
@@ -16,20 +15,22 @@ BATCH = 64
 
 
 def score(
-    model: bytes, profile: Profile, directory: Path, scans: Split, device: torch.device, ask: Ask | None = None
+    model: bytes,
+    profile: Profile,
+    directory: Path,
+    manifest: bytes,
+    scans: Split,
+    device: torch.device,
+    ask: Ask | None = None,
 ) -> dict[str, Any]:
     """p-values and predictions of every scan.
 
-    The manifest is taken as it lies there: its digests are checked, its signature is not, since no key is at hand.
-    `ask` is the way to a model that only a server has.
+    The manifest of the artefact in `directory` is believed: its signature is the caller's to check, its digests are
+    checked here. `ask` is the way to a model that only a server has.
 
     Returns:
         `ids`, `p` of the ensemble, `detectors` with each one's own p-values, and `prediction`, index of a class.
     """
-    try:
-        manifest = (directory / MANIFEST).read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{directory / MANIFEST}: cannot be read") from error
     if not len(scans):
         raise DataError("the split is empty")
     ensemble = Artefact.load(directory, manifest, model, profile.sha256, device, ask=ask).ensemble

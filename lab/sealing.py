@@ -15,10 +15,11 @@ from detectors.models.answers import Ask
 from gateway.app.trusted import Trusted
 from gateway.errors import ConfigError
 from gateway.profile import Profile
-from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
+from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE, require_alike
 from gateway.settings.trust import TrustTable
 from signing import Trust
-from signing.envelope import load_public_key, open_envelope, seal
+from signing.envelope import load_public_key, open_envelope, parse, seal
+from signing.errors import EnvelopeError
 
 
 def sign(directory: Path, key: Ed25519PrivateKey) -> dict[str, Any]:
@@ -43,9 +44,39 @@ def put(directory: Path, manifest: bytes, key: Ed25519PrivateKey | None) -> None
 
 
 def believed(directory: Path, public_keys: Sequence[Path]) -> bytes:
-    """The manifest's exact bytes, once one of the keys has signed them; raises `EnvelopeError` or `ArtefactError`."""
+    """The manifest's exact bytes, once one of the keys has signed them.
+
+    Raises:
+        ArtefactError: there is no envelope, or no key has signed it.
+        ConfigError: manifest.json says something else.
+        EnvelopeError: a key cannot be read.
+    """
     keys = [load_public_key(path) for path in public_keys]
-    return open_envelope(_read(directory / MANIFEST_ENVELOPE), keys, MANIFEST_TYPE)
+    place = directory / MANIFEST_ENVELOPE
+    try:
+        manifest = open_envelope(_read(place), keys, MANIFEST_TYPE)
+    except EnvelopeError as error:
+        raise ArtefactError(f"{place}: {error}") from error
+    require_alike(directory, manifest, str(directory))
+    return manifest
+
+
+def unchecked(directory: Path) -> bytes:
+    """The manifest's exact bytes where no key is at hand: nobody vouches for them, and whoever asks must say so.
+
+    Raises:
+        ArtefactError: there is none, or what lies beside it is no envelope.
+        ConfigError: an envelope lies beside it that holds another one.
+    """
+    manifest, place = _read(directory / MANIFEST), directory / MANIFEST_ENVELOPE
+    if not place.exists():
+        return manifest
+    try:
+        sealed, _ = parse(_read(place), MANIFEST_TYPE)
+    except EnvelopeError as error:
+        raise ArtefactError(f"{place}: {error}") from error
+    require_alike(directory, sealed, str(directory))
+    return sealed
 
 
 def opened(

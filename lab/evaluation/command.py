@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from detectors.artifact import MANIFEST
 from gateway import durable
 from gateway.profile import Profile
 from lab import served
@@ -61,6 +60,8 @@ class Given:
     model: Whereabouts
     profile: Path
     detectors: Path
+    manifest: bytes
+    """Of those detectors, as it is to be believed."""
     data: Path
     shifts: Sequence[Path]
     out: Path | None
@@ -89,7 +90,7 @@ def run(given: Given, wanted: Wanted, threat: ThreatModel | None) -> tuple[dict[
     model = served.as_fitted(given.model, profile, given.detectors)
     with progress() as watch:
         report = evaluate(
-            model.file, profile, given.detectors, (given.detectors / MANIFEST).read_bytes(), given.data, ask=model.ask,
+            model.file, profile, given.detectors, given.manifest, given.data, ask=model.ask,
             attacks=wanted.attacks, levels=wanted.levels,
             grade=GRADES[wanted.grade].altered(given.images, given.steps), adaptive=wanted.adaptive, forms=wanted.forms,
             shifts=given.shifts, seed=given.seed, device=torch.device(given.device), watch=watch, keep=keep,

@@ -78,7 +78,7 @@ def evaluate(
         model: the ONNX file that is served.
         profile: its profile.
         directory: of the artefact.
-        manifest: its manifest, whose signature the caller has checked.
+        manifest: its manifest, which is believed: its signature is the caller's to check.
         data: an .npz file; its `test` split is attacked, its `train` split teaches the attacker's surrogate.
         attacks: names.
         levels: budgets in 8-bit grey levels.

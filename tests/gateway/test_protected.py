@@ -58,7 +58,6 @@ def config(tmp_path: Path) -> ModelConfig:
     (tmp_path / "profile.toml").write_bytes(PROFILE)
     (tmp_path / "model.onnx").write_bytes(b"model")
     (tmp_path / "detectors").mkdir()
-    (tmp_path / "detectors" / MANIFEST).write_bytes(manifest())
     seal(tmp_path / "detectors", manifest())
     return ModelConfig(
         profile=tmp_path / "profile.toml", model=tmp_path / "model.onnx", detectors=tmp_path / "detectors"
@@ -66,6 +65,7 @@ def config(tmp_path: Path) -> ModelConfig:
 
 
 def seal(directory: Path, payload: bytes, key: Ed25519PrivateKey = KEY, kind: str = MANIFEST_TYPE) -> None:
+    (directory / MANIFEST).write_bytes(payload)
     (directory / MANIFEST_ENVELOPE).write_bytes(envelope.seal(payload, kind, key))
 
 
@@ -100,10 +100,21 @@ def test_it_says_whether_a_detector_draws_at_random(config: ModelConfig, tmp_pat
     assert ProtectedModel.load("ct", config, trust(tmp_path)).random
 
 
-def test_only_what_was_signed_is_read(config: ModelConfig, tmp_path: Path) -> None:
-    """The manifest beside the envelope is for people; changing it changes nothing."""
-    (config.detectors / MANIFEST).write_bytes(manifest(fpr=0.5))
+def test_only_what_was_signed_is_served(config: ModelConfig, tmp_path: Path) -> None:
+    """The manifest beside the envelope is for people, and need not be there."""
+    (config.detectors / MANIFEST).unlink()
     assert ProtectedModel.load("ct", config, trust(tmp_path)).manifest == manifest()
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_people_are_not_shown_another_manifest_than_the_signed_one(
+    config: ModelConfig, tmp_path: Path, unsafe: bool
+) -> None:
+    (config.detectors / MANIFEST).write_bytes(manifest(fpr=0.5))
+    with pytest.raises(
+        ConfigError, match=r"models\.ct\.detectors: manifest\.json is not what manifest\.dsse\.json holds"
+    ):
+        ProtectedModel.load("ct", config, trust(tmp_path, unsafe_unsigned_artefacts=unsafe))
 
 
 @pytest.mark.parametrize("change", ["another key", "another type", "no envelope", "no JSON"])
