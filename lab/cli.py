@@ -259,7 +259,7 @@ def evaluate(
             images, steps, seed, device,
         )  # fmt: skip
         document, text = run(given, wanted, threat)
-    click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+        click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
     if threat is not None and not document["gate"]["passed"]:
         sys.exit(FOUND_WANTING)
 

@@ -50,14 +50,15 @@ def planned(names: Sequence[str], levels: Sequence[float], grade: Grade, seed: i
         means: what the attackers bring; only what is asked for is made.
 
     Raises:
-        DataError: no such attack, one that is not for the model's task, or a budget that is none.
+        DataError: no such attack, one that is not for the model's task, or a budget that 8-bit images cannot hold.
     """
     if strange := sorted(set(names) - set(CHOICES)):
         raise DataError(f"no attack is called {', '.join(strange)}; there are {', '.join(CHOICES)}")
     if unfit := [name for name in dict.fromkeys(names) if means.task not in CHOICES[name].tasks]:
         raise DataError(f"{', '.join(unfit)}: not for a model whose task is {means.task}")
-    if any(not (math.isfinite(level) and level > 0) for level in levels):
-        raise DataError("a budget is a number of grey levels above 0")
+    if unheld := [level for level in levels if level < 1 or level % 1]:
+        told = f"a budget is a whole number of grey levels, from 1 on, not {unheld[0]:g}"
+        raise DataError(f"{told}: 8-bit images hold nothing between")
     return [
         Planned(name, level, choice.tier, choice.budget, choice.make(Asked(level or math.inf, grade, seed, means)))
         for name, choice in CHOICES.items()

@@ -15,7 +15,8 @@ from lab.evaluation.choices import CHOICES
 from lab.evaluation.grades import GRADES
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Budget = Annotated[float, Field(gt=0.0, le=255.0)]
+Budget = Annotated[float, Field(ge=1.0, le=255.0, multiple_of=1.0)]
+"""Of 8-bit images, which hold whole grey levels alone."""
 
 
 class CleanClaim(Table):

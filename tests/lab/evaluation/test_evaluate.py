@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.profile import Profile
+from lab.attacks.attack import Attacked
 from lab.cli import main
 from lab.evaluation import grades
 from lab.evaluation.attacks import ALL
+from lab.evaluation.choices import CHOICES
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.files import write
 from lab.evaluation.grades import Grade
@@ -226,7 +229,11 @@ def test_the_same_seed_gives_the_same_report(site: Path, fitted: object) -> None
     ("arguments", "sentence"),
     [
         (("--attacks", "pgd,magic"), "no attack is called magic"),
-        (("--eps", "2,-1"), "a number of grey levels above 0"),
+        (("--eps", "2,-1"), "a budget is a whole number of grey levels, from 1 on, not -1"),
+        (("--eps", "1,0.5"), "not 0.5"),
+        (("--eps", "1.9", "--attacks", "pgd"), "not 1.9"),
+        (("--eps", "inf"), "not inf"),
+        (("--eps", "0.5", "--adaptive", "--attacks", "deepfool"), "not 0.5"),
         (("--eps", "two"), "no list of numbers"),
         (("--junit", "gate.xml"), "nothing to pass or fail without --threat-model"),
         (("--threat-model", str(EXAMPLE), "--eps", "2"), "--eps: --threat-model says what is tried"),
@@ -239,6 +246,31 @@ def test_what_cannot_be_run_is_said_before_any_work(
 
     assert result.exit_code == 2
     assert sentence in result.stderr
+
+
+def test_an_attack_that_breaks_is_no_claim_that_is_not_met(
+    site: Path, fitted: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build server must not take a defect for a model that failed its gate."""
+
+    class Broken:
+        name, eps = "fgsm", 8.0
+
+        def __call__(self, *_: object) -> Attacked:
+            raise RuntimeError("the network fell over")
+
+    monkeypatch.setitem(CHOICES, "fgsm", replace(CHOICES["fgsm"], make=lambda _asked: Broken()))
+    (tmp_path / "threat.toml").write_text(
+        'name = "ward"\ngrade = "quick"\n[clean]\nfalse_positive_rate_max = 0.2\naccuracy_min = 0.5\n'
+        '[[attack]]\ntier = "oblivious"\nnames = ["fgsm"]\nbudgets = [8]\nevasion_max = 1.0\n'
+    )
+
+    result = run(site, "--threat-model", tmp_path / "threat.toml", "--junit", tmp_path / "gate.xml", "--images", "6")
+
+    assert result.exit_code == 2
+    assert "the network fell over" in result.stderr
+    assert "Traceback" in result.stderr
+    assert not (tmp_path / "gate.xml").exists()
 
 
 def test_a_data_set_without_test_scans_is_refused(site: Path, fitted: object, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_the_example_that_is_shipped_is_read() -> None:
         (claim("oblivious", names=["pgd"], evasion_max=0.1), "attack.0: budgets"),
         (claim("oblivious", names=["cw"], budgets=[2], evasion_max=0.1), "attack.0: budgets"),
         (claim("adaptive", budgets=[0], evasion_max=0.1), "attack.0.budgets.0"),
+        (claim("adaptive", budgets=[2, 0.5], evasion_max=0.1), "attack.0.budgets.1"),
+        (claim("adaptive", budgets=[1.9], evasion_max=0.1), "attack.0.budgets.0"),
         (claim("adaptive", budgets=[2], evasion_max=1.1), "attack.0.evasion_max"),
         (claim("adaptive", budgets=[2]), "attack.0: claims nothing"),
         (claim("adaptive", budgets=[2], evasion=0.1), "attack.0.evasion: Extra inputs"),
