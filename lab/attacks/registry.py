@@ -19,6 +19,7 @@ from lab.attacks.generative import GAP, AdvGAN
 from lab.attacks.hopskipjump import HopSkipJump
 from lab.attacks.lesion import LesionTampering
 from lab.attacks.low_frequency import LowFrequencyPGD
+from lab.attacks.momentum import MomentumPGD
 from lab.attacks.multiplied import AdversarialSpeckle, BiasField, Speckle
 from lab.attacks.patch import Patch
 from lab.attacks.pgd import BIM, PGD
@@ -28,7 +29,7 @@ from lab.attacks.transfer import Transfer
 from lab.attacks.universal import UniversalPerturbation
 
 _MADE: tuple[Any, ...] = (
-    FGSM, BIM, PGD, APGD, FAB, Square, AutoAttack, CarliniWagner, DeepFool,
+    FGSM, BIM, PGD, MomentumPGD, APGD, FAB, Square, AutoAttack, CarliniWagner, DeepFool,
     HopSkipJump, NES, ZOO, GradientSimulation,
     LowFrequencyPGD, Transfer, BiasField, Patch, UniversalPerturbation, Speckle, AdversarialSpeckle,
     GAP, AdvGAN, FeatureHiding, AttentionAttack, ASMA, Deformation, LesionTampering,

@@ -19,6 +19,7 @@ from lab.attacks.generative import GAP, AdvGAN
 from lab.attacks.hopskipjump import HopSkipJump
 from lab.attacks.lesion import LesionTampering
 from lab.attacks.low_frequency import LowFrequencyPGD
+from lab.attacks.momentum import MomentumPGD
 from lab.attacks.multiplied import AdversarialSpeckle, BiasField, Speckle
 from lab.attacks.patch import Patch
 from lab.attacks.pgd import BIM, PGD
@@ -130,6 +131,7 @@ CHOICES: dict[str, Choice] = {
     "low-frequency": Choice(
         "oblivious", LEVELS, lambda a: LowFrequencyPGD(eps=a.eps, steps=a.grade.steps, seed=a.seed)
     ),
+    "momentum-pgd": Choice("oblivious", LEVELS, lambda a: MomentumPGD(eps=a.eps, steps=a.grade.steps, seed=a.seed)),
     "universal": Choice(
         "oblivious", LEVELS, lambda a: _rehearsed(a, UniversalPerturbation(eps=a.eps, seed=a.seed))
     ),

@@ -34,7 +34,7 @@ ALONE = [name for name in names(alone=True) if name != "asma"]
 """All that need nothing but a budget, and no masks."""
 ONE_FACTOR = {"bias-field", "lesion-tampering", "deformation"}
 """Light and shape change alike in every channel."""
-SURE = {"pgd", "bim", "apgd", "autoattack", "fab", "cw", "deepfool", "low-frequency-pgd"}
+SURE = {"pgd", "bim", "apgd", "autoattack", "fab", "cw", "deepfool", "low-frequency-pgd", "momentum-pgd"}
 
 Readings = tuple[Target, Tensor, Tensor]
 

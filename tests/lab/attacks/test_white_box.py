@@ -80,7 +80,18 @@ def test_steps_reach_the_far_side_of_the_ball(norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pgd", "apgd", "fab", "square", "autoattack", "low-frequency-pgd", "bias-field", "adversarial-speckle"]
+    "name",
+    [
+        "pgd",
+        "apgd",
+        "fab",
+        "square",
+        "autoattack",
+        "low-frequency-pgd",
+        "momentum-pgd",
+        "bias-field",
+        "adversarial-speckle",
+    ],
 )
 def test_a_trained_model_is_misled(name: str, figures: Any) -> None:
     options = {"square": {"queries": 300}, "autoattack": {"queries": 50, "steps": 30}}.get(name, {})
