@@ -79,11 +79,16 @@ class Dataset:
     """Digest of the file, or of all files and the table."""
 
     def __post_init__(self) -> None:
-        homes: dict[str, str] = {}
+        homes: dict[str, tuple[str, int]] = {}
+        shared: dict[str, str] = {}  # by group; what is told does not name it: it may be a patient's
         for name in SPLITS:
-            for group in getattr(self, name).groups:
-                if homes.setdefault(group, name) != name:
-                    raise DataError(f"a patient is in {homes[group]} and in {name}: no group may be in two splits")
+            for row, group in enumerate(getattr(self, name).groups):
+                home, first = homes.setdefault(group, (name, row))
+                if home != name:
+                    shared.setdefault(group, f"the patient of row {first} of {home} is also in row {row} of {name}")
+        if shared:
+            one = next(iter(shared.values()))
+            raise DataError(f"no group may be in two splits, and {len(shared)} are: {one}, counted from 0")
 
 
 def load(path: Path, profile: Profile) -> Dataset:

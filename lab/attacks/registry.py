@@ -38,6 +38,9 @@ _MADE: tuple[Any, ...] = (
 ATTACKS: dict[str, Callable[..., Attack]] = {made.name: made for made in _MADE}
 """The attacks in the order in which a report lists them."""
 
+IN_EVALUATIONS = {"pgd": ("pgd-ce", "pgd-l2"), "apgd": ("apgd-ce", "apgd-dlr"), "low-frequency-pgd": ("low-frequency",)}
+"""What an evaluation calls an attack with options, by the attack's name here."""
+
 
 def named(name: str, **options: object) -> Attack:
     """Return an attack by its name, configured.
@@ -50,7 +53,8 @@ def named(name: str, **options: object) -> Attack:
         ValueError: no such attack, an option that it does not have, one that it needs, or a value out of range.
     """
     if name not in ATTACKS:
-        raise ValueError(f"no attack is called {name!r}; there are {', '.join(ATTACKS)}")
+        meant = [f" (here {here}, with options)" for here, theirs in IN_EVALUATIONS.items() if name in theirs]
+        raise ValueError(f"no attack is called {name!r}{''.join(meant)}; there are {', '.join(ATTACKS)}")
     made = ATTACKS[name]
     known = {each.name: each for each in fields(made)}  # type: ignore[arg-type]
     if strange := sorted(set(options) - set(known)):

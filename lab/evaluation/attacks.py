@@ -12,6 +12,7 @@ from lab.attacks.adaptive import Adaptive
 from lab.attacks.adaptive_forms import AdaptiveSuite
 from lab.attacks.attack import Attack
 from lab.attacks.guarded import GatewayDecisions
+from lab.attacks.registry import IN_EVALUATIONS
 from lab.data import DataError
 from lab.evaluation.choices import CHOICES, Asked, Tier
 from lab.evaluation.grades import Grade
@@ -53,7 +54,9 @@ def planned(names: Sequence[str], levels: Sequence[float], grade: Grade, seed: i
         DataError: no such attack, one that is not for the model's task, or a budget that 8-bit images cannot hold.
     """
     if strange := sorted(set(names) - set(CHOICES)):
-        raise DataError(f"no attack is called {', '.join(strange)}; there are {', '.join(CHOICES)}")
+        meant = {name: f"{name} (here {', '.join(IN_EVALUATIONS[name])})" for name in strange if name in IN_EVALUATIONS}
+        told = ", ".join(meant.get(name, name) for name in strange)
+        raise DataError(f"no attack is called {told}; there are {', '.join(CHOICES)}")
     if unfit := [name for name in dict.fromkeys(names) if means.task not in CHOICES[name].tasks]:
         raise DataError(f"{', '.join(unfit)}: not for a model whose task is {means.task}")
     if unheld := [level for level in levels if level < 1 or level % 1]:

@@ -84,6 +84,18 @@ def test_a_table_that_cannot_be_followed_is_refused(
         load(folder(tmp_path, files, HEAD + rows), profile)
 
 
+def test_patients_in_two_splits_are_counted_and_found_by_row_and_never_named(
+    tmp_path: Path, files: dict[str, bytes], profile: Profile
+) -> None:
+    rows = "2.dcm,nodule,train,A\n0.dcm,nodule,train,Ada\n1.dcm,nodule,test,Ada\n3.dcm,nodule,val,A\n"
+    with pytest.raises(DataError) as caught:
+        load(folder(tmp_path, files, HEAD + rows), profile)
+
+    assert "no group may be in two splits, and 2 are" in str(caught.value)
+    assert "the patient of row 0 of train is also in row 0 of val" in str(caught.value)
+    assert "Ada" not in str(caught.value)
+
+
 def test_neither_file_nor_folder_is_refused(tmp_path: Path, profile: Profile) -> None:
     with pytest.raises(DataError, match="neither"):
         load(tmp_path / "nothing.npz", profile)

@@ -267,6 +267,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "nothing asked for": ([], "give --attack"),
     "no such tampering": (["--tamper", "burning"], "no tampering is called 'burning'"),
     "no such attack": (["--attack", "nonsense"], "no attack is called 'nonsense'"),
+    "an evaluation's name": (["--attack", "apgd-dlr"], "no attack is called 'apgd-dlr' (here apgd, with options)"),
     "no budget": (["--attack", "pgd"], "pgd needs eps"),
     "half an option": (["--attack", "pgd", "--eps", "1", "--option", "steps"], "write name=value"),
     "a word for a number": (

@@ -229,6 +229,7 @@ def test_the_same_seed_gives_the_same_report(site: Path, fitted: object) -> None
     ("arguments", "sentence"),
     [
         (("--attacks", "pgd,magic"), "no attack is called magic"),
+        (("--attacks", "apgd"), "no attack is called apgd (here apgd-ce, apgd-dlr)"),
         (("--eps", "2,-1"), "a budget is a whole number of grey levels, from 1 on, not -1"),
         (("--eps", "1,0.5"), "not 0.5"),
         (("--eps", "1.9", "--attacks", "pgd"), "not 1.9"),
