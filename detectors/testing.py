@@ -64,7 +64,7 @@ def check_detector(method: Method, detector: Detector, probe: Probe, *, draw: in
     (1) it has a name and a version, and needs signals that exist
     (2) it gives one finite score an image, for one image and for several, also for a constant one
     (3) an image's score does not depend on its neighbours in the batch
-    (4) it keeps the graph, or its score does not depend on the pixels in a way that torch can see
+    (4) its score keeps the graph: attacks on a detector that loses it would be blind
     (5) its state is plain tensors on the CPU, and gives the same detector again after it lay in a file, on the device
         of the models
 

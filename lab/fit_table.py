@@ -1,11 +1,14 @@
 """What a fit says when it is done, for people."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from detectors.calibration import Guarantee
+from detectors.worth import fewest_to_compare
 from lab.fitting import Fitted
 from lab.purity import Doubts
 
@@ -14,9 +17,31 @@ NAMED_MAX = 20
 
 
 def show(fitted: Fitted) -> None:
-    """Print what each detector is worth, as measured on scans that nothing was fitted on."""
-    measured = fitted.measured
+    """Print what each detector is worth, as measured on scans that nothing was fitted on, and what is promised."""
     console = Console()
+    _show_worth(console, fitted)
+    _show_rates(console, fitted.measured)
+    console.print(promised(json.loads(fitted.manifest)))
+
+
+def promised(facts: Mapping[str, Any]) -> str:
+    """What the calibration promises, of a manifest: the rate, how surely, and on how many scans."""
+    surely = "with 95 % confidence" if facts["guarantee"] == Guarantee.CONFIDENT else "on average over calibrations"
+    return f"guarantee: {100 * facts['fpr']:g} % of clean scans flagged at most, {surely}, {facts['n_b']} scans"
+
+
+def not_compared(facts: Mapping[str, Any]) -> str:
+    """Why members were not compared, of a manifest."""
+    least = fewest_to_compare(facts["fpr"])
+    if facts["n_a"] < least:
+        why = f"A has {facts['n_a']} clean scans, and {least} are needed at {100 * facts['fpr']:g} %"
+    else:
+        why = "no attack on the scans of A succeeded"
+    return f"members were not compared: {why}. All of them decide; what each adds is not known."
+
+
+def _show_worth(console: Console, fitted: Fitted) -> None:
+    """What each deciding detector adds."""
     if (mondrian := fitted.ensemble.mondrian) is not None:
         for category, size in mondrian.taxonomy.sizes.items():
             console.print(f"calibrated for itself on {size} scans: {', '.join(category)}")
@@ -25,21 +50,32 @@ def show(fitted: Fitted) -> None:
             title="deciding detectors, on development attacks\n"
             "gain: what would be missed without it; price: what it lets past of one who knows the detectors"
         )
-        for column in ("detector", "alone", "gain", "price"):
-            table.add_column(column)
+        _columns(table, fitted.worths, ("alone", "gain", "price"))
         for name, each in fitted.worths.items():
             table.add_row(name, f"{each.alone:.3f}", f"{each.gain:+.3f}", _signed(each.price))
         console.print(table)
+    else:
+        console.print(not_compared(json.loads(fitted.manifest)))
+
+
+def _show_rates(console: Console, measured: Mapping[str, Any]) -> None:
+    """What each detector flags."""
     if not measured:
         console.print("The data has no test split: nothing was measured.")
         return
     table = Table(title=f"{measured['n']} test scans; share flagged at the target rate")
-    for column in ("detector", "clean", *(f"PGD {level}" for level in measured["pgd"])):
-        table.add_column(column)
+    _columns(table, measured["fpr"], ("clean", *(f"PGD {level}" for level in measured["pgd"])))
     for name, clean in measured["fpr"].items():
         rates = [_rate(entry.get("tpr", {}).get(name)) for entry in measured["pgd"].values()]
         table.add_row(name, _rate(clean), *rates)
     console.print(table)
+
+
+def _columns(table: Table, names: Iterable[str], rest: Sequence[str]) -> None:
+    """A column of whole names, however narrow the window, and the others."""
+    table.add_column("detector", no_wrap=True, min_width=max(map(len, names)))
+    for column in rest:
+        table.add_column(column)
 
 
 def doubted(doubts: Doubts, a: Sequence[str], b: Sequence[str]) -> str:

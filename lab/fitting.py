@@ -40,6 +40,7 @@ from lab.forecast import Forecast, Pace, forecast
 from lab.measuring import measure
 from lab.opening import opened
 from lab.progress import Expect, Watch
+from lab.promises import promising
 from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
 from lab.sparring import Sparring
@@ -142,11 +143,13 @@ def fit(
 
     Raises:
         DataError, TooFewError: too few scans, also of a category, or the data does not say of which one they are.
+        ArtefactError: a detector of another package breaks what every detector promises.
         ConversionError: the model can neither be rebuilt nor run.
         MismatchError: it is not what the profile says.
     """
     parts, held = parts.holding_back(seed) if fusion_rounds else (parts, parts.a)
     _check(profile, parts, held, fpr, told, denoisers)
+    promising(methods)
     reference, apart, answers_only = opened(model, profile, parts.b.images, device, ask)  # (1)
     bench = _bench(reference, profile, parts.fit.images, device, seed, watch, fusion_rounds)
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]

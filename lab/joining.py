@@ -8,6 +8,7 @@ from torch import Tensor
 from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.detector import Detector
 from detectors.ensemble import GRADIENT, ROBUST, SENSITIVE, WEIGHTS, Channel, Ensemble, Member, join
+from detectors.errors import InputError
 from detectors.methods.fusion import Fusion
 from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN
@@ -25,8 +26,8 @@ HOMES: Mapping[str, str] = {
 
 
 def tails(detectors: Sequence[Detector], scores: Mapping[str, Tensor]) -> list[Tailed]:
-    """On A: what it means for each score to be large."""
-    return [(each, TailCalibration.fit(scores[each.name]), HOMES.get(each.name)) for each in detectors]
+    """On A: what it means for each score to be large; raises `InputError`, which names the detector."""
+    return [(each, _tail(each.name, scores[each.name]), HOMES.get(each.name)) for each in detectors]
 
 
 def channels(members: list[Tailed], scores: Mapping[str, Tensor]) -> list[Channel]:
@@ -47,3 +48,10 @@ def calibrated(
         Member(each, tail, ConformalCalibration.fit(scores[each.name], fpr), home) for each, tail, home in members
     ]
     return Ensemble(probe, staffed, channels, ConformalCalibration.fit(join(staffed, channels, scores), fpr))
+
+
+def _tail(name: str, scores: Tensor) -> TailCalibration:
+    try:
+        return TailCalibration.fit(scores)
+    except InputError as error:
+        raise InputError(f"detector {name}: {error}") from error

@@ -20,6 +20,7 @@ from detectors.models.kinds import rebuilt
 from detectors.models.outputs import Activation, Task, to_logits
 from detectors.models.reference import Reference, conversion_difference
 from detectors.observation import Span
+from gateway import durable
 from gateway.profile import Profile
 from lab.data import DataError, Dataset, Split, load
 from lab.hardening.card import page
@@ -84,9 +85,6 @@ def harden(
     with _named_errors():
         network = method(replace(course, watch=clock)).to(device)  # (2) train
     served, difference = _exported(method, network, profile, data.test.images[:8])  # (3) export
-    (out / MODEL).write_bytes(served)
-    if (out / PROFILE).resolve() != profile_path.resolve():
-        shutil.copyfile(profile_path, out / PROFILE)
     digest = hashlib.sha256(served).hexdigest()
     with _named_errors():
         found = measure(  # (4) measure
@@ -99,11 +97,20 @@ def harden(
         "cpu_seconds_per_epoch": clock.seconds(), "model_sha256": digest,
         "conversion_max_abs_diff": difference, "measured": found,
     }  # fmt: skip
-    (out / PAGE).write_text(page(card), encoding="utf-8")  # (5) tell
-    (out / CARD).write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    _left(out, profile_path.read_bytes(), served, card)  # (5) tell
     shutil.rmtree(out / TRAINING)
     (out / FIGURES).unlink()
     return card
+
+
+def _left(out: Path, profile: bytes, model: bytes, card: dict[str, Any]) -> None:
+    """Put a run's files in the place of an older one's; a card that lies there is that of the model beside it."""
+    told = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    files = {PROFILE: profile, MODEL: model, PAGE: page(card).encode(), CARD: told.encode()}
+    for name in (CARD, PAGE):
+        (out / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        durable.replace(out / name, content, mode=0o644)
 
 
 def check(data: Dataset, profile: Profile, recipe: Recipe, *, labelled: bool = True) -> None:

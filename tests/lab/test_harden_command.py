@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 
 from detectors.models.kinds import rebuilt
 from detectors.models.outputs import Activation, Task
+from gateway import durable
 from gateway.profile import Profile
 from lab import hardening_results
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.cli import main
 from lab.data import DataError
+from lab.hardening import harden as hardening
 from lab.hardening import words
 from lab.hardening.harden import Served
 from lab.hardening.method import Course
@@ -92,6 +95,53 @@ def test_one_command_leaves_a_model_and_a_card_of_what_was_measured(site: Path) 
     assert "training" not in again.stderr, "a finished run was run again"
     assert again.stdout == first.stdout
     assert measured_again(site, written, card)
+
+
+class EndedError(Exception):
+    """The process is killed."""
+
+
+def test_a_run_that_is_cut_short_leaves_no_card_of_another_model(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_arguments: object, **_more: object) -> None:
+        raise EndedError
+
+    def lie() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (site / "out").iterdir() if path.is_file()}
+
+    run(site, "pgd_at", "--option", "eps=2")
+    finished = lie()
+    with monkeypatch.context() as patched:
+        patched.setattr(hardening, "measure", ended)
+        with pytest.raises(EndedError):
+            run(site, "trades")
+    measuring = lie()
+    card = json.loads(run(site, "trades", "--json").stdout)
+
+    assert {name: measuring.get(name) for name in finished} == finished
+    assert hashlib.sha256((site / "out" / "model.onnx").read_bytes()).hexdigest() == card["model_sha256"]
+    assert card["name"] == "trades"
+    assert set(lie()) == set(finished)
+
+
+@pytest.mark.parametrize("last", ["model.onnx", "card.md"])
+def test_files_of_two_runs_never_lie_beside_a_card(site: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """Whatever is written last before the end: a card that lies there is that of the model beside it."""
+    run(site, "pgd_at", "--option", "eps=2")
+    write = durable.replace
+
+    def cut(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+        write(path, data, mode=mode)
+        if path.name == last:
+            raise EndedError
+
+    monkeypatch.setattr(durable, "replace", cut)
+    with pytest.raises(EndedError):
+        run(site, "trades")
+
+    cards = [json.loads(path.read_text()) for path in (site / "out").glob("card.json")]
+    model = hashlib.sha256((site / "out" / "model.onnx").read_bytes()).hexdigest()
+    assert all(card["model_sha256"] == model for card in cards)
+    assert not (site / "out" / "card.md").exists() or "trades" in (site / "out" / "card.md").read_text()
 
 
 def measured_again(site: Path, written: bytes, card: dict[str, Any]) -> bool:
