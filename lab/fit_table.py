@@ -21,12 +21,13 @@ def show(fitted: Fitted) -> None:
     console = Console()
     _show_worth(console, fitted)
     _show_rates(console, fitted.measured)
-    console.print(promised(json.loads(fitted.manifest)))
+    console.print(promised(json.loads(fitted.manifest)), soft_wrap=True)
 
 
 def promised(facts: Mapping[str, Any]) -> str:
     """What the calibration promises, of a manifest: the rate, how surely, and on how many scans."""
-    surely = "with 95 % confidence" if facts["guarantee"] == Guarantee.CONFIDENT else "on average over calibrations"
+    confident = Guarantee(facts["guarantee"]) is Guarantee.CONFIDENT
+    surely = "with 95 % confidence" if confident else "on average over calibrations"
     return f"guarantee: {100 * facts['fpr']:g} % of clean scans flagged at most, {surely}, {facts['n_b']} scans"
 
 
@@ -36,7 +37,7 @@ def not_compared(facts: Mapping[str, Any]) -> str:
     if facts["n_a"] < least:
         why = f"A has {facts['n_a']} clean scans, and {least} are needed at {100 * facts['fpr']:g} %"
     else:
-        why = "no attack on the scans of A succeeded"
+        why = "hardly an attack on the scans of A succeeded"
     return f"members were not compared: {why}. All of them decide; what each adds is not known."
 
 
@@ -55,7 +56,7 @@ def _show_worth(console: Console, fitted: Fitted) -> None:
             table.add_row(name, f"{each.alone:.3f}", f"{each.gain:+.3f}", _signed(each.price))
         console.print(table)
     else:
-        console.print(not_compared(json.loads(fitted.manifest)))
+        console.print(not_compared(json.loads(fitted.manifest)), soft_wrap=True)
 
 
 def _show_rates(console: Console, measured: Mapping[str, Any]) -> None:

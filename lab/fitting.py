@@ -143,13 +143,11 @@ def fit(
 
     Raises:
         DataError, TooFewError: too few scans, also of a category, or the data does not say of which one they are.
-        ArtefactError: a detector of another package breaks what every detector promises.
-        ConversionError: the model can neither be rebuilt nor run.
+        ConversionError, ArtefactError: the model can neither be rebuilt nor run; a plug-in breaks its contract.
         MismatchError: it is not what the profile says.
     """
     parts, held = parts.holding_back(seed) if fusion_rounds else (parts, parts.a)
-    _check(profile, parts, held, fpr, told, denoisers)
-    promising(methods)
+    _check(profile, parts, held, fpr, told, denoisers, methods)
     reference, apart, answers_only = opened(model, profile, parts.b.images, device, ask)  # (1)
     bench = _bench(reference, profile, parts.fit.images, device, seed, watch, fusion_rounds)
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
@@ -211,8 +209,9 @@ def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
 
 
 def _check(
-    profile: Profile, parts: Parts, held: Split, fpr: float, told: Told | None, denoisers: Sequence[str]
-) -> None:
+    profile: Profile, parts: Parts, held: Split, fpr: float, told: Told | None, denoisers: Sequence[str],
+    methods: Sequence[str],
+) -> None:  # fmt: skip
     """Refuse what cannot be fitted before any work is done."""
     check(denoisers)
     least = fewest(fpr, Guarantee.MARGINAL)
@@ -226,6 +225,7 @@ def _check(
     for name, part, least in (("fit", parts.fit, 40), ("A", parts.a, 40), ("the rounds of the fusion", held, 20)):
         if len(part) < least:
             raise DataError(f"{len(part)} scans for {name} are too few; at least {least} are needed")
+    promising(methods)
 
 
 def _served(out: Path, model: bytes, ask: Ask | None) -> dict[str, Any]:
