@@ -192,8 +192,9 @@ def compared(reports: Mapping[str, Document]) -> str:
         "",
         "Per cent. PGD: how many attacked scans the model alone misreads, of those it reads rightly. Admitted and",
         "misread: the informed attacker against the whole ensemble, who holds the model, the twins, the detectors and",
-        "the threshold. The last row takes the trainings without defence together, with 95 % intervals, which count",
-        "scans and not trainings.",
+        "the threshold."
+        + " The last row takes the trainings without defence together; its 95 % intervals count scans, not trainings."
+        * (len(plain) > 1),
         "",
         "| " + " | ".join(columns) + " |",
         "|" + " --- |" * len(columns),
