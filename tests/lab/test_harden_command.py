@@ -97,8 +97,8 @@ def test_one_command_leaves_a_model_and_a_card_of_what_was_measured(site: Path) 
     assert measured_again(site, written, card)
 
 
-class EndedError(Exception):
-    """The process is killed."""
+class EndedError(BaseException):
+    """The process is ended from outside: no defect that a command could tell of."""
 
 
 def test_a_run_that_is_cut_short_leaves_no_card_of_another_model(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
