@@ -17,7 +17,7 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
-from detectors.artifact import MANIFEST, Artefact
+from detectors.artifact import Artefact
 from detectors.ensemble import Ensemble
 from detectors.filters import gaussian
 from detectors.neighbours.geometry import Rotation
@@ -25,6 +25,7 @@ from detectors.neighbours.jpeg import Jpeg
 from gateway.durable import replace
 from gateway.pixels.imaging import from_uint8
 from gateway.profile import Profile
+from lab import sealing
 from lab.data import stored
 from lab.seeds import seeds_of
 from lab.statistics import clopper_pearson
@@ -65,7 +66,7 @@ def main(
 ) -> None:
     """Perturb test scans frame by frame; perturbations that were measured before are taken from the work folder."""
     profile = Profile.load(profile_path)
-    manifest = (detectors / MANIFEST).read_bytes()
+    manifest = sealing.unchecked(detectors)
     artefact = Artefact.load(detectors, manifest, model.read_bytes(), profile.sha256, torch.device("cpu"))
     scans, fpr = stored(data_path, "test", profile).images[:images], float(artefact.manifest["fpr"])
     folder = work / f"{artefact.manifest['model_sha256'][:16]}-{data_path.stem}-{len(scans)}"

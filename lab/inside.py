@@ -17,12 +17,13 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
-from detectors.artifact import MANIFEST, Artefact
+from detectors.artifact import Artefact
 from detectors.models.outputs import Task
 from detectors.observation import Needs, Observation, Signal
 from detectors.probe import Probe
 from gateway.durable import replace
 from gateway.profile import Profile
+from lab import sealing
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.data import DataError, StoredScans, stored
@@ -50,7 +51,7 @@ def main(
     profile = Profile.load(profile_path)
     if profile.task == "segmentation":
         raise DataError("the classes of a segmentation lie side by side in one image: there is no class to tell apart")
-    manifest = (detectors / MANIFEST).read_bytes()
+    manifest = sealing.unchecked(detectors)
     artefact = Artefact.load(detectors, manifest, model.read_bytes(), profile.sha256, torch.device("cpu"))
     whole = stored(data_path, "test", profile)
     scans = StoredScans(whole.images[:images], whole.labels[:images])

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detectors.artifact import MANIFEST, Artefact
+from detectors.artifact import Artefact
 from detectors.calibration import ConformalCalibration, ParetoTail, TailCalibration
 from detectors.ensemble import Channel, Ensemble, Member, join, loudest
 from gateway.profile import Profile
-from lab import purity
+from lab import purity, sealing
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.data import DataError, load
@@ -82,7 +82,7 @@ def main(
     Scores that lie in the work folder are taken from there: what was cut short goes on where it was.
     """
     profile = Profile.load(profile_path)
-    manifest = (detectors / MANIFEST).read_bytes()
+    manifest = sealing.unchecked(detectors)
     artefact = Artefact.load(detectors, manifest, model.read_bytes(), profile.sha256, torch.device("cpu"))
     data = load(data_path, profile)
     if data.sha256 != artefact.manifest["data_sha256"]:
