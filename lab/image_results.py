@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -163,19 +164,25 @@ def _fitted(training: Training, guarded: Victim, directory: Path, fpr: float) ->
 def _measured(
     training: Training, guarded: Victim, directory: Path, npz: Path, grade: Grade, shifts: Sequence[Path]
 ) -> Path:
-    """The folder of the report; measured anew unless that was done at this grade."""
-    place = directory / f"evaluation-{grade.name.replace(', ', '-').replace(' ', '-')}"
+    """The folder of the report; measured anew unless that was done with these detectors, attacks and grade."""
+    manifest = (directory / "detectors" / MANIFEST).read_bytes()
+    place = directory / evaluated(manifest, training.attacks, grade)
     found = place / "report.json"
     if not (found.exists() and not json.loads(found.read_text(encoding="utf-8"))["attacks_left"]):
         with progress() as watch:
             report = evaluate(
-                guarded.model_file.read_bytes(), guarded.profile, directory / "detectors",
-                (directory / "detectors" / MANIFEST).read_bytes(), npz, attacks=training.attacks, levels=LEVELS,
-                grade=grade, adaptive=True, shifts=shifts, seed=training.seed, watch=watch,
-                keep=lambda report: write(report, place, npz.stem),
+                guarded.model_file.read_bytes(), guarded.profile, directory / "detectors", manifest, npz,
+                attacks=training.attacks, levels=LEVELS, grade=grade, adaptive=True, shifts=shifts, seed=training.seed,
+                watch=watch, keep=lambda report: write(report, place, npz.stem),
             )  # fmt: skip
         write(report, place, npz.stem)
     return place
+
+
+def evaluated(manifest: bytes, attacks: Sequence[str], grade: Grade) -> str:
+    """Return the name of an evaluation's folder: other detectors, attacks or grades have another."""
+    asked = hashlib.sha256(b"\0".join([manifest, *(name.encode() for name in attacks)])).hexdigest()
+    return f"evaluation-{grade.name.replace(', ', '-').replace(' ', '-')}-{asked[:16]}"
 
 
 def compared(reports: Mapping[str, Document]) -> str:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lab.image_results import LEVELS, compared
+from lab.evaluation.grades import QUICK
+from lab.image_results import LEVELS, compared, evaluated
 
 
 def report(*, n_clean: int, flagged: int, misread: int, evaded: int, attacked: int = 40) -> dict[str, Any]:
@@ -40,3 +41,14 @@ class TestTrainingsSideBySide:
     def test_an_attack_that_was_not_run_leaves_its_cell_empty(self) -> None:
         alone = report(n_clean=100, flagged=0, misread=0, evaded=0) | {"attacks": []}
         assert compared({"without defence, seed 0": alone}).strip().splitlines()[-1].endswith("| - |")
+
+
+def test_what_was_measured_is_found_again_only_for_the_same_detectors_attacks_and_grade() -> None:
+    known = evaluated(b"manifest", ("pgd", "cw"), QUICK)
+    assert evaluated(b"manifest", ("pgd", "cw"), QUICK) == known
+    others = [
+        evaluated(b"another", ("pgd", "cw"), QUICK),
+        evaluated(b"manifest", ("pgd",), QUICK),
+        evaluated(b"manifest", ("pgd", "cw"), QUICK.altered(40, None)),
+    ]
+    assert len({known, *others}) == 4
