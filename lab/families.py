@@ -140,18 +140,14 @@ def refit(guarded: Victim, fitted: Path, out: Path, without: Set[Family], seed: 
     """
     profile, model = guarded.profile, guarded.model_file.read_bytes()
     before = Artefact.load(fitted, (fitted / MANIFEST).read_bytes(), model, profile.sha256, torch.device("cpu"))
-    parts = Parts.of(guarded.images, seed)
+    parts = Parts.of(guarded.images, seed).in_rounds(int(before.manifest.get("fusion_rounds", 0)), seed)
     if before.manifest["data_sha256"] != parts.sha256:
         raise DataError(f"{fitted}: was fitted on other images")
     probe, fpr = before.ensemble.probe, float(before.manifest["fpr"])
-    rounds = int(before.manifest.get("fusion_rounds", 0))
-    parts, held = parts.holding_back(seed) if rounds else (parts, parts.a)  # as `fit` did
     mine = [each.detector for each in before.ensemble.members if each.detector.name in HOMES]
     bench = Workbench(probe.reference, profile, torch.device("cpu"), seed, watch)
     learned, names = [each for each in mine if each.name not in HELD_OUT], [each.name for each in mine]
-    members, channels, _ = weighed(
-        bench, probe, learned, names, parts.a.images, fpr, without=without, held=held.images, rounds=rounds
-    )
+    members, channels, _ = weighed(bench, probe, learned, names, parts, fpr, without=without)
     ensemble = promised(bench, probe, members, channels, parts.b, fpr)
     facts = {key: value for key, value in before.manifest.items() if key != CATEGORIES}
     return Artefact.write(out, ensemble, {}, facts | {"measured": {}, "without": sorted(without)})

@@ -67,16 +67,28 @@ class Parts:
     test: Split
     """For measuring; may be empty."""
     sha256: str
+    held: Split | None = None
+    """For the fusion, where it is fitted in rounds; else it is fitted on A."""
+    rounds: int = 0
+    """How often the fusion meets who knows it."""
+
+    @property
+    def fusing(self) -> Split:
+        """What the fusion is fitted on."""
+        return self.a if self.held is None else self.held
 
     @classmethod
     def of(cls, data: Dataset, seed: int) -> "Parts":
         """Split `train` by patient into fit and A; B is `val`."""
         return cls(*halves(data.train, FIT_SHARE, seed), b=data.val, test=data.test, sha256=data.sha256)
 
-    def holding_back(self, seed: int) -> tuple["Parts", Split]:
-        """The same with a fifth fewer, by patient, to learn from; and those, for the rounds of the fusion."""
+    def in_rounds(self, rounds: int, seed: int) -> "Parts":
+        """The same for a fusion fitted in so many rounds: they take a fifth, by patient, of what there is to learn
+        from; 0 rounds take nothing."""
+        if not rounds:
+            return self
         fit, held = halves(self.fit, FIT_SHARE, seed)
-        return replace(self, fit=fit), held
+        return replace(self, fit=fit, held=held, rounds=rounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +158,21 @@ def fit(
         ConversionError, ArtefactError: the model can neither be rebuilt nor run; a plug-in breaks its contract.
         MismatchError: it is not what the profile says.
     """
-    parts, held = parts.holding_back(seed) if fusion_rounds else (parts, parts.a)
-    _check(profile, parts, held, fpr, told, denoisers, methods)
+    parts = parts.in_rounds(fusion_rounds, seed)
+    _check(profile, parts, fpr, told, denoisers, methods)
     reference, apart, answers_only = opened(model, profile, parts.b.images, device, ask)  # (1)
-    bench = _bench(reference, profile, parts.fit.images, device, seed, watch, fusion_rounds)
+    bench = _bench(reference, profile, parts.fit.images, device, seed, watch, parts.rounds)
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
-    expect(_forecast(bench, parts, held, recipes, methods, denoisers, fusion_rounds))
+    expect(_forecast(bench, parts, recipes, methods, denoisers))
     probe = bench.probe(bench.twins(parts.fit.images, recipes))  # (2)
     material = bench.material(probe, parts.fit.images)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
     restorers = make(bench, denoisers, parts.fit.images)
-    members, channels, worths = weighed(  # (4)
-        bench, probe, detectors, methods, parts.a.images, fpr, held=held.images, rounds=fusion_rounds
-    )
+    members, channels, worths = weighed(bench, probe, detectors, methods, parts, fpr)  # (4)
     ensemble = promised(bench, probe, members, channels, parts.b, fpr, told)  # (5)
     measured = measure(ensemble, parts.test, fpr=fpr, seed=seed + 99, model=bench.model, watch=watch)  # (6)
     doubts = doubted(bench, ensemble, parts.a.images, parts.b.images)
-    facts = _facts(model, profile, parts, held, fpr, apart, ensemble, restorers, measured, worths, fusion_rounds)
+    facts = _facts(model, profile, parts, fpr, apart, ensemble, restorers, measured, worths)
     manifest = Artefact.write(out, ensemble, restorers, facts | doubts.document() | _served(out, model, ask))  # (7)
     put(out, manifest, key)
     return Fitted(ensemble, restorers, manifest, measured, answers_only, worths, doubts)
@@ -185,17 +195,15 @@ def _bench(
 def _forecast(
     bench: Workbench,
     parts: Parts,
-    held: Split,
     recipes: tuple[Hardening, Hardening],
     methods: Sequence[str],
     denoisers: Sequence[str],
-    rounds: int,
 ) -> Forecast:
     """How long each stage will take, by a few timed passes."""
     pace, gradients = Pace.of(bench, parts.fit.images, denoisers), bench.reference.gradients
     return forecast(
-        pace, fit=len(parts.fit), held=len(held), a=len(parts.a), test=len(parts.test),
-        gradients=gradients, recipes=recipes, methods=methods, rounds=rounds,
+        pace, fit=len(parts.fit), held=len(parts.fusing), a=len(parts.a), test=len(parts.test),
+        gradients=gradients, recipes=recipes, methods=methods, rounds=parts.rounds,
     )  # fmt: skip
 
 
@@ -209,9 +217,8 @@ def _fitted(method: Method, material: Material, watch: Watch) -> Detector:
 
 
 def _check(
-    profile: Profile, parts: Parts, held: Split, fpr: float, told: Told | None, denoisers: Sequence[str],
-    methods: Sequence[str],
-) -> None:  # fmt: skip
+    profile: Profile, parts: Parts, fpr: float, told: Told | None, denoisers: Sequence[str], methods: Sequence[str]
+) -> None:
     """Refuse what cannot be fitted before any work is done."""
     check(denoisers)
     least = fewest(fpr, Guarantee.MARGINAL)
@@ -222,7 +229,8 @@ def _check(
         )
     if told is not None:
         calibratable(told.attributes, categories_of(parts.b, told.attributes), fpr, told.asked)
-    for name, part, least in (("fit", parts.fit, 40), ("A", parts.a, 40), ("the rounds of the fusion", held, 20)):
+    rounds = ("the rounds of the fusion", parts.fusing, 20)
+    for name, part, least in (("fit", parts.fit, 40), ("A", parts.a, 40), rounds):
         if len(part) < least:
             raise DataError(f"{len(part)} scans for {name} are too few; at least {least} are needed")
     promising(methods)
@@ -252,12 +260,10 @@ def weighed(
     probe: Probe,
     learned: Sequence[Detector],
     methods: Sequence[str],
-    images: Tensor,
+    parts: Parts,
     fpr: float,
     *,
     without: Set[Family] = frozenset(),
-    held: Tensor | None = None,
-    rounds: int = 0,
 ) -> tuple[list[joining.Tailed], list[Channel], dict[str, Worth]]:
     """On A: fit what must not see what the twins saw, and every tail; leave out of the decision what only costs.
 
@@ -266,18 +272,16 @@ def weighed(
         probe: with the twins.
         learned: the detectors that were fitted on the fit part.
         methods: names of all; those of `HELD_OUT` are fitted here.
-        images: the clean scans of A, as the model takes them.
+        parts: clean scans by use.
         fpr: target false-positive rate.
         without: families of simulated attacks that neither the fusion nor the choice of members is shown.
-        held: scans that the fusion is fitted on in place of A.
-        rounds: in which the fusion meets who knows it, on scans that are not of A.
     """
-    material = bench.held_out(probe, images if held is None else held, without=without)
+    material = bench.held_out(probe, parts.fusing.images, without=without)
     made = {name: registry.method(name) for name in methods if name in HELD_OUT}
-    if rounds and Fusion.name in made:
-        made[Fusion.name] = Sparring(bench, rounds, fpr)
+    if parts.rounds and Fusion.name in made:
+        made[Fusion.name] = Sparring(bench, parts.rounds, fpr)
     fitted = [_fitted(method, material, bench.watch) for method in made.values()]
-    return _chosen(bench, probe, [*learned, *fitted], images, fpr, without)
+    return _chosen(bench, probe, [*learned, *fitted], parts.a.images, fpr, without)
 
 
 def _chosen(
@@ -329,19 +333,17 @@ def _facts(
     model: bytes,
     profile: Profile,
     parts: Parts,
-    held: Split,
     fpr: float,
     apart: float | None,
     ensemble: Ensemble,
     denoisers: Mapping[str, Denoiser],
     measured: Mapping[str, Any],
     worths: Mapping[str, Worth],
-    rounds: int,
 ) -> dict[str, Any]:
     """The manifest's entries on what was fitted, on what, and what it is worth."""
     more: dict[str, Any] = {} if grey(span_of(profile).to_unit(parts.fit.images)) else {COLOUR: True}
-    if rounds:
-        more |= {"fusion_rounds": rounds, "n_rounds": len(held)}
+    if parts.rounds:
+        more |= {"fusion_rounds": parts.rounds, "n_rounds": len(parts.fusing)}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "scanward": version("scanward"),

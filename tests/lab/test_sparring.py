@@ -19,6 +19,7 @@ from detectors.observation import LEVEL
 from gateway.profile import Profile
 from lab import fitting
 from lab.cli import main
+from lab.data import Split
 from lab.sparring import Sparring
 from lab.sparring_results import Slices, compare, document
 from lab.workbench import Workbench, logits_of
@@ -102,12 +103,11 @@ def test_rounds_never_see_the_scans_that_order_and_promise(
     bench: Workbench, fitted: fitting.Fitted, parts: fitting.Parts
 ) -> None:
     """Other scans for A change the tails, and nothing of the fusion."""
-    held, others = parts.b.images[:24], (parts.b.images[100:140], parts.b.images[200:240])
+    held, *others = (parts.b.take(torch.arange(*ends)) for ends in ((0, 24), (100, 140), (200, 240)))
 
-    def weighed(a: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        members, *_ = fitting.weighed(
-            bench, fitted.ensemble.probe, [], [Fusion.name], a, FPR, held=held, rounds=1
-        )  # fmt: skip
+    def weighed(a: Split) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        mine = replace(parts, a=a, held=held, rounds=1)
+        members, *_ = fitting.weighed(bench, fitted.ensemble.probe, [], [Fusion.name], mine, FPR)
         ((fusion, tail, _home),) = members
         return fusion.state(), tail.state()
 
@@ -118,8 +118,10 @@ def test_rounds_never_see_the_scans_that_order_and_promise(
 
 
 def test_those_that_are_held_back_are_other_patients(parts: fitting.Parts) -> None:
-    rest, held = parts.holding_back(seed=0)
+    rest = parts.in_rounds(2, seed=0)
+    held = rest.fusing
 
+    assert (rest.rounds, parts.in_rounds(0, seed=0)) == (2, parts)
     assert len(rest.fit) + len(held) == len(parts.fit)
     assert not set(held.groups) & (set(rest.fit.groups) | set(rest.a.groups) | set(rest.b.groups))
     assert (rest.a, rest.b, rest.test) == (parts.a, parts.b, parts.test)
