@@ -70,7 +70,11 @@ class Parts:
     held: Split | None = None
     """For the fusion, where it is fitted in rounds; else it is fitted on A."""
     rounds: int = 0
-    """How often the fusion meets who knows it."""
+    """How often the fusion meets who knows it; none without scans held back for it."""
+
+    def __post_init__(self) -> None:
+        if bool(self.rounds) != (self.held is not None):
+            raise ValueError("rounds of the fusion need scans held back for them, and no others do")
 
     @property
     def fusing(self) -> Split:

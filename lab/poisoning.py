@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +90,7 @@ def main(
         raise DataError(f"{data_path}: the detectors were not fitted on it")
     parts, fpr = Parts.of(data, seed=0), float(artefact.manifest["fpr"])
     splits = {"a": parts.a, "b": parts.b, "test": parts.test}
-    folder = work / f"{artefact.manifest['model_sha256'][:16]}-{eps:g}-{steps}-{attacked}"
+    folder = work / f"{hashlib.sha256(manifest).hexdigest()[:16]}-{eps:g}-{steps}-{attacked}"
     scorer = _Scorer(artefact.ensemble, profile, folder)
     pools = Pools(
         {name: scorer.clean(name, each.images) for name, each in splits.items()},

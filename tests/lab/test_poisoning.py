@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from detectors.artifact import MANIFEST
 from lab import fitting
 from lab.poisoning import Pools, main, measure
 
@@ -48,6 +50,8 @@ def test_one_command_measures_and_takes_up_what_it_found(site: Path, fitted: fit
 
     assert first.exit_code == second.exit_code == 0
     assert len(kept) == 6
+    told = hashlib.sha256((site / "out" / MANIFEST).read_bytes()).hexdigest()  # other detectors score anew
+    assert {path.parent.name.split("-")[0] for path in kept} == {told[:16]}
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
     assert (tmp_path / "poison.md").read_text() == text
     assert (tmp_path / "poison.png").stat().st_size > 10_000

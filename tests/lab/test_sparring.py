@@ -122,6 +122,8 @@ def test_those_that_are_held_back_are_other_patients(parts: fitting.Parts) -> No
     held = rest.fusing
 
     assert (rest.rounds, parts.in_rounds(0, seed=0)) == (2, parts)
+    with pytest.raises(ValueError, match="held back"):
+        replace(parts, rounds=1)
     assert len(rest.fit) + len(held) == len(parts.fit)
     assert not set(held.groups) & (set(rest.fit.groups) | set(rest.a.groups) | set(rest.b.groups))
     assert (rest.a, rest.b, rest.test) == (parts.a, parts.b, parts.test)
