@@ -21,7 +21,7 @@ from lab.evaluation.files import write
 from lab.evaluation.grades import GRADES, Grade
 from lab.evaluation.words import interval, levels
 from lab.fitting import HELD_OUT, Parts, promised, weighed
-from lab.image_results import IMAGES, LEVELS, SETS
+from lab.image_results import IMAGES, LEVELS, SETS, evaluated
 from lab.joining import HOMES
 from lab.progress import Watch, progress
 from lab.refusals import refusals
@@ -156,11 +156,12 @@ def refit(guarded: Victim, fitted: Path, out: Path, without: Set[Family], seed: 
 def _attacked(
     guarded: Victim, fitted: Path, npz: Path, attacks: Sequence[str], grade: Grade, seed: int, watch: Watch
 ) -> Document:
-    """The report on some attacks; measured anew unless that was done at this grade."""
-    place = fitted / f"evaluation-{grade.name.replace(', ', '-').replace(' ', '-')}"
+    """The report on some attacks; measured anew unless that was done with these detectors, attacks and grade."""
+    manifest = (fitted / MANIFEST).read_bytes()
+    place = fitted / evaluated(manifest, attacks, grade)
     if not (place / "report.json").exists():
         report = evaluate(
-            guarded.model_file.read_bytes(), guarded.profile, fitted, (fitted / MANIFEST).read_bytes(), npz,
+            guarded.model_file.read_bytes(), guarded.profile, fitted, manifest, npz,
             attacks=attacks, levels=LEVELS, grade=grade, seed=seed, watch=watch,
         )  # fmt: skip
         write(report, place, npz.stem)

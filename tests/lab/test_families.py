@@ -184,7 +184,7 @@ def test_each_attack_is_measured_with_its_family_left_out_and_what_is_done_is_ke
         return chapter("blobs", reports)
 
     first = found()
-    (kept,) = tmp_path.glob("*/without-smooth/evaluation-tiny/report.json")
+    (kept,) = tmp_path.glob("*/without-smooth/evaluation-tiny-*/report.json")
     report = json.loads(kept.read_text())
     kept.write_text(json.dumps(report | {"fpr_measured": {"rate": 0.1234, "low": 0.1, "high": 0.2, "n": 60}}))
     again = found()
