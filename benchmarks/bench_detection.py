@@ -69,7 +69,7 @@ def measure() -> Table:
         notes=[
             "The floor of detection is the bare passes through the same networks, on inputs made beforehand: one "
             "forward and one backward of the model, one forward over all neighbours, one forward of each twin; no "
-            "filter, no score, no p-value, and not the small network of gradient_residual, which is a detector's own. "
+            "filter, no score, no p-value, and not the small networks of gradient_residual, a detector's own. "
             "The floor of DnCNN is its bare network as it was trained. The median has no network: it stands beside "
             "`unfold` with `torch.median`, as one would write it, so there below 1 means faster. FLOPs are those of "
             "convolutions and matrix products, counted by torch. The ResNets are untrained: what they answer means "

@@ -77,14 +77,14 @@ def _tail(device: torch.device) -> TailCalibration:
 
 
 def _detectors(width: int, device: torch.device) -> list[Detector]:
-    pair = torch.rand(2, 1, 32, 32), torch.randn(2, 1, 32, 32)
+    shown = torch.rand(24, 1, 32, 32), torch.randn(24, 1, 32, 32), torch.arange(24) >= 20
     fitted = Fusion.of(*(torch.randn(50, 4 * 2 + len(default_neighbours())) for _ in range(3)))
     density = FeatureDensity.of(torch.randn(200, width), torch.arange(200) % CLASSES, CLASSES)
     return [
         TwinDisagreement(COPIED_TWIN),
         TwinDisagreement(SMALL_TWIN),
         *(PredictionShift(neighbour) for neighbour in default_neighbours()),
-        GradientResidual.trained(pair, pair, seed=0, device=device),
+        GradientResidual.trained(*shown, [24, 24], calm=20, seed=0, device=device),
         *(type(each).from_state({name: value.to(device) for name, value in each.state().items()})
           for each in (fitted, density)),
     ]  # fmt: skip
@@ -95,12 +95,13 @@ def _exported(shape: Shape) -> bytes:
     file = io.BytesIO()
     images = torch.rand(1, 1, shape.size, shape.size)
     axes = {"image": {0: "n"}}
-    network = _ResNet(shape).eval()
-    torch.onnx.export(network, (images,), file, input_names=["image"], dynamic_axes=axes, dynamo=False)
+    torch.onnx.export(ResNet(shape).eval(), (images,), file, input_names=["image"], dynamic_axes=axes, dynamo=False)
     return file.getvalue()
 
 
-class _ResNet(nn.Module):
+class ResNet(nn.Module):
+    """Of that shape, untrained: logits of `CLASSES`."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.stem = nn.Sequential(_layer(1, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
@@ -115,6 +116,7 @@ class _ResNet(nn.Module):
         self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(before, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) to (N, `CLASSES`)."""
         return cast("Tensor", self.head(self.blocks(self.stem(images)).mean((2, 3))))
 
 

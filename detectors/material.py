@@ -16,6 +16,16 @@ Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Wider:
+    """More of both: scans as the protected model was not trained on, and attacks that follow its gradient smoothed."""
+
+    benign: Tensor
+    """(., C, H, W): the clean scans turned, scaled and shifted, and attacks of other scans."""
+    attacked: Tensor
+    """(., C, H, W): attacks that succeeded on the clean scans and on the moved ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class Material:
     """One part of the clean scans and what was made of them; all images (., C, H, W) from 0 to 1, on the CPU.
 
@@ -34,6 +44,7 @@ class Material:
     seed: int
     """Of everything that is drawn."""
     progress: Progress = lambda _share: None
+    wider: Wider | None = None
 
     @property
     def device(self) -> torch.device:

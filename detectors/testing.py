@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from detectors.detector import Detector, Method
 from detectors.errors import DetectorError, InputError
-from detectors.material import Material
+from detectors.material import Material, Wider
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin
 from detectors.models.outputs import Activation, margin
 from detectors.models.reference import Reference
@@ -45,12 +45,11 @@ def check_method(method: Method, material: Material, *, draw: int = 0) -> Detect
     Raises:
         DetectorError: names the promise that is not kept.
     """
-    before = [values.clone() for values in (material.clean, material.benign, material.attacked, material.sources)]
+    before = [values.clone() for values in _everything(material)]
     detector, again = method.fit(material), method.fit(material)  # (1)
     if not _same(detector.state(), again.state()):
         raise DetectorError(f"{method.name} is another after it was fitted again on the same material")
-    after = (material.clean, material.benign, material.attacked, material.sources)  # (2)
-    if not all(torch.equal(old, new) for old, new in zip(before, after, strict=True)):
+    if not all(torch.equal(old, new) for old, new in zip(before, _everything(material), strict=True)):  # (2)
         raise DetectorError(f"{method.name} changes the material that it is fitted on")
     for count in _TOO_FEW:  # (3)
         _check_scarcity(method, material, count)
@@ -141,7 +140,8 @@ def small_material(scans: int = 120, seed: int = 0) -> Material:
     )  # fmt: skip
     with torch.no_grad():
         sources = (answers(attacked).argmax(1) != decided).nonzero()[:, 0]
-    return Material(clean, clean * 0.98, attacked[sources], sources, probe, seed)
+    wider = Wider(clean.flip(3), (attacked[sources] - clean[sources] / 2).clamp(0, 1))
+    return Material(clean, clean * 0.98, attacked[sources], sources, probe, seed, wider=wider)
 
 
 def _untrained(images: Tensor, draw: torch.Generator) -> bytes:
@@ -183,8 +183,17 @@ def _filed(detector: Detector) -> dict[str, Tensor]:
     return read
 
 
+def _everything(material: Material) -> list[Tensor]:
+    wider = [] if material.wider is None else [material.wider.benign, material.wider.attacked]
+    return [material.clean, material.benign, material.attacked, material.sources, *wider]
+
+
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return set(one) == set(other) and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _fewer(wider: Wider, count: int) -> Wider:
+    return Wider(wider.benign[:count], wider.attacked[:count])
 
 
 def _check_scarcity(method: Method, material: Material, count: int) -> None:
@@ -192,6 +201,7 @@ def _check_scarcity(method: Method, material: Material, count: int) -> None:
     some = replace(
         material, clean=material.clean[:count], benign=material.benign[:count], attacked=material.attacked[:count],
         sources=torch.zeros_like(material.sources[:count]),
+        wider=None if material.wider is None else _fewer(material.wider, count),
     )  # fmt: skip
     try:
         detector = method.fit(some)

@@ -1,17 +1,21 @@
 """Simulated attacks and harmless changes on which the fusion and the gradient detector are trained.
 
-Three families, all by projected gradient descent: on the model itself, on the model in changes without fine detail,
-and on other networks, whose attacks carry over to it. What is measured later is measured on other images, and in the
-laboratory's evaluation on other families too: patches, bias fields and random squares are never shown here.
+All by projected gradient descent, in families: on the model itself, on the model in changes without fine detail,
+and on other networks, whose attacks carry over to it; the first also along the smoothed gradient. What is measured
+later is measured on other images, and in the laboratory's evaluation on other families too: patches, bias fields and
+random squares are never shown here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detectors.augmentation import Augmentation
 from detectors.filters import gaussian
 from detectors.models.outputs import Task, changed, decided, margin
 from detectors.neighbours.jpeg import Jpeg
@@ -25,12 +29,33 @@ SIZES = (0.125, 0.25, 0.5)
 """Step sizes, as a share of the budget; a single step takes it whole."""
 BATCH = 32
 STRONG = 2.0
-"""Smallest budget of the families that need one to succeed: smooth attacks, and those of another network."""
+"""Smallest budget of the families that need one to succeed: all but those that follow the model's own gradient."""
 SMOOTHINGS = (1.5, 3.0)
 """Widths of the Gaussian through which a smooth attack is pressed, in pixels."""
+SOFTENINGS = (1.15, 1.73)
+"""Widths of the Gaussian through which a gradient is smoothed, in pixels."""
 
+MOVE = Augmentation(rotation_deg=8.0, scale=0.08, shift=0.04, gain=0.08)
+"""How far a scan is moved to be one that the protected model was not trained on."""
+AT_ONCE = 2048
+"""Images that are moved at once: bounds the memory."""
+
+Number = TypeVar("Number", int, float)
 Model = Callable[[Tensor], Tensor]
 """Maps (N, C, H, W) images, 0 to 1, to (N, K) logits."""
+
+
+class Family(StrEnum):
+    """A kind of simulated attack that detectors are shown."""
+
+    GRADIENT = "gradient"
+    """Follows the model itself."""
+    SMOOTH = "smooth"
+    """Follows it, in changes without fine detail."""
+    SOFTENED = "softened"
+    """Follows the model's gradient, smoothed before each step (Dong et al. 2019, arXiv:1904.02884)."""
+    CARRIED = "carried over"
+    """Follows a twin, or model and twins together, and carries over to the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +75,8 @@ def simulate(
     device: torch.device,
     seed: int,
     task: Task = Task.MULTICLASS,
+    family: Family = Family.GRADIENT,
     guide: Model | None = None,
-    smooth: bool = False,
 ) -> Attacked:
     """Attack each image once, with a method, a budget and a step size drawn at random; keep what succeeds.
 
@@ -63,34 +88,34 @@ def simulate(
         device: where the model lies.
         seed: of every draw.
         task: what the model decides.
+        family: what is followed, and how.
         guide: the network whose gradient is followed; the protected model's own where None.
-        smooth: whether only changes without fine detail are tried.
     """
     if (channels := images.shape[1]) > 1 and grey(images):
         found = simulate(
-            _in_each(model, channels), images[:, :1], device=device, seed=seed, task=task,
-            guide=_in_each(guide, channels) if guide else None, smooth=smooth,
+            _in_each(model, channels), images[:, :1], device=device, seed=seed, task=task, family=family,
+            guide=_in_each(guide, channels) if guide else None,
         )  # fmt: skip
         return Attacked(found.images.repeat(1, channels, 1, 1), found.sources)
     followed = guide or model
-    low = EPS_LOW if guide is None and not smooth else STRONG
+    low = EPS_LOW if family is Family.GRADIENT else STRONG
     generator = torch.Generator(device).manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
     fine = not on_grid(images)
     kept, sources = [], []
     for chosen in torch.split(torch.randperm(len(images), generator=draws), BATCH):
         clean = images[chosen].to(device)
-        steps = STEPS[int(torch.randint(len(STEPS), (1,), generator=draws))]
-        size = SIZES[int(torch.randint(len(SIZES), (1,), generator=draws))] if steps > 1 else 1.0
+        steps = _one_of(STEPS, draws)
+        size = _one_of(SIZES, draws) if steps > 1 else 1.0
         eps = low * (EPS_HIGH / low) ** torch.rand(len(clean), 1, 1, 1, generator=draws).to(device) * LEVEL
-        width = SMOOTHINGS[int(torch.randint(len(SMOOTHINGS), (1,), generator=draws))] if smooth else None
         with torch.no_grad():
             answer = model(clean)
         loss = _away if float(torch.rand(1, generator=draws)) < 0.5 else _lead
         noise = generator if steps > 1 else None
-        pressed = _pressed(clean, width)
+        pressed = _pressed(clean, _one_of(SMOOTHINGS, draws)) if family is Family.SMOOTH else _same
+        shown = _softened(_one_of(SOFTENINGS, draws)) if family is Family.SOFTENED else pressed
         attacked = pressed(ascend(
-            clean, _objective(followed, answer, loss, task, pressed), eps=eps, steps=steps, size=size * eps,
+            clean, _objective(followed, answer, loss, task, shown), eps=eps, steps=steps, size=size * eps,
             low=0.0, high=1.0, generator=noise,
         ))  # fmt: skip
         if float(torch.rand(1, generator=draws)) < 1 / 3:
@@ -183,6 +208,34 @@ def harmless(images: Tensor, *, seed: int) -> Tensor:
     return torch.cat(out)
 
 
+def moved(images: Tensor, *, seed: int) -> Tensor:
+    """Each image turned, scaled, shifted and brightened: a scan of the same kind that the model was not trained on.
+
+    It reads some of them wrongly or hardly knows, as it does new scans and not its own: what alarms at clean scans of
+    that kind is learnt from these.
+
+    Args:
+        images: (N, C, H, W) clean scans, 0 to 1.
+        seed: of the moves.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    found = torch.cat([MOVE(part, draws).clamp(0, 1) for part in torch.split(images, AT_ONCE)])
+    return storable(found, images, fine=not on_grid(images))
+
+
+def mirrored(images: Tensor, *, seed: int) -> Tensor:
+    """Each image mirrored, and brighter or darker: as new to the model, in a way that no detector has learnt from.
+
+    No pixel is interpolated, so that noise and grain are what they were.
+
+    Args:
+        images: (N, C, H, W) clean scans, 0 to 1.
+        seed: of the brightness.
+    """
+    gains = 1 + MOVE.gain * torch.randn(len(images), 1, 1, 1, generator=torch.Generator().manual_seed(seed))
+    return storable((images.flip(3) * gains).clamp(0, 1), images, fine=not on_grid(images))
+
+
 def transplanted(found: Attacked, images: Tensor, *, seed: int) -> Tensor:
     """Clean images with the perturbation of another one, mirrored: all of an attack but its aim.
 
@@ -251,9 +304,27 @@ def _in_each(model: Model, channels: int) -> Model:
     return lambda images: model(images.expand(-1, channels, -1, -1))
 
 
-def _pressed(clean: Tensor, width: float | None) -> Model:
+def _one_of(choices: Sequence[Number], draws: torch.Generator) -> Number:
+    return choices[int(torch.randint(len(choices), (1,), generator=draws))]
+
+
+def _same(images: Tensor) -> Tensor:
+    return images
+
+
+def _pressed(clean: Tensor, width: float) -> Model:
     """What is left of a change of these images without its fine detail: a mean of changes is within their budget."""
-    return lambda images: images if width is None else clean + gaussian(images - clean, width)
+    return lambda images: clean + gaussian(images - clean, width)
+
+
+def _softened(width: float) -> Model:
+    """The images as they are, whose gradient comes back through a Gaussian of this width."""
+
+    def shown(images: Tensor) -> Tensor:
+        soft = gaussian(images, width)
+        return soft + (images - soft).detach()
+
+    return shown
 
 
 def _objective(
@@ -261,10 +332,10 @@ def _objective(
     answer: Tensor,
     loss: Callable[[Tensor, Tensor, Task], Tensor],
     task: Task,
-    pressed: Model = lambda images: images,
+    shown: Model = _same,
 ) -> Model:
     """What an attack makes large: the loss of the model's answer against its own clean one."""
-    return lambda images: loss(model(pressed(images)), answer, task)
+    return lambda images: loss(model(shown(images)), answer, task)
 
 
 def _away(logits: Tensor, answer: Tensor, task: Task) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from detectors.artifact import CATEGORIES, MANIFEST, Artefact
 from detectors.methods.fusion import Fusion
 from lab.data import DataError
+from lab.development import Family
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.files import write
 from lab.evaluation.grades import GRADES, Grade
@@ -26,7 +27,7 @@ from lab.joining import HOMES
 from lab.progress import Watch, progress
 from lab.refusals import refusals
 from lab.victims import Victim, victim
-from lab.workbench import Family, Workbench
+from lab.workbench import Workbench
 
 FAMILY_OF: Mapping[str, Family | None] = {
     "low-frequency": Family.SMOOTH,
@@ -258,8 +259,8 @@ def _document(command: str, chapters: Sequence[str]) -> str:
         "same without fine detail (`smooth`), and those that follow the twins (`carried over`). For low-frequency and",
         "transfer attacks it was fitted anew without the family that they belong to, and with it the choice of",
         "members and every tail, on the same scans; the threshold comes from clean calibration scans, as ever. Twins",
-        "and the gradient-aligned network learn from neither family. Random squares, bias fields and patches are never",
-        "shown to anything: there it was fitted on all three families.",
+        "and the gradient-aligned networks learn from neither family. Random squares, bias fields and patches are",
+        "never shown to anything: there it was fitted on all three families.",
         "",
         "*Succeed*: misread after the attack, of all attacked, which the model reads rightly. *Flagged*: of these",
         "successes, by the whole ensemble, with the 95 % interval in per cent; few successes make it wide, and where",

@@ -21,6 +21,7 @@ from detectors.ensemble import JOINED, Channel, Ensemble, join
 from detectors.heat import usual
 from detectors.material import Material
 from detectors.methods.fusion import Fusion
+from detectors.methods.gradient_residual import GradientResidual
 from detectors.methods.twins import COPIED, COPIED_TWIN, SMALL, Hardening
 from detectors.models.answers import Ask
 from detectors.models.model import ReferenceModel
@@ -34,7 +35,7 @@ from lab import joining
 from lab.categories import Told, categories_of
 from lab.data import DataError, Dataset, Split, halves
 from lab.denoising import USUAL, check, make
-from lab.development import grey
+from lab.development import Family, grey
 from lab.evaluation.surrogate import surrogate
 from lab.forecast import Forecast, Pace, forecast
 from lab.measuring import measure
@@ -44,7 +45,7 @@ from lab.promises import promising
 from lab.purity import NOBODY, Doubts, doubted
 from lab.sealing import put
 from lab.sparring import Sparring
-from lab.workbench import Family, Workbench, span_of
+from lab.workbench import Workbench, span_of
 
 CPU = torch.device("cpu")
 FIT_SHARE = 0.8
@@ -169,7 +170,7 @@ def fit(
     methods = [name for name in methods if not answers_only or _asks_answers_only(name)]
     expect(_forecast(bench, parts, recipes, methods, denoisers))
     probe = bench.probe(bench.twins(parts.fit.images, recipes))  # (2)
-    material = bench.material(probe, parts.fit.images)  # (3)
+    material = bench.material(probe, parts.fit.images, wider=GradientResidual.name in methods)  # (3)
     detectors = [_fitted(registry.method(name), material, watch) for name in methods if name not in HELD_OUT]
     restorers = make(bench, denoisers, parts.fit.images)
     members, channels, worths = weighed(bench, probe, detectors, methods, parts, fpr)  # (4)
@@ -292,17 +293,18 @@ def _chosen(
     bench: Workbench, probe: Probe, detectors: list[Detector], images: Tensor, fpr: float, without: Set[Family]
 ) -> tuple[list[joining.Tailed], list[Channel], dict[str, Worth]]:
     """The members that decide, each with its worth; one that only costs is reported and weighs nothing."""
-    scores = bench.scores(probe, detectors, images)
+    scores = bench.usual(probe, detectors, images)
+    own = {name: values[: len(images)] for name, values in scores.items()}  # by which the trial is judged, too
     members = joining.tails(detectors, scores)
     deciding = [member for member in members if member[2]]
     if len(images) < fewest_to_compare(fpr):
         return members, joining.channels(members, scores), {}
-    ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), scores, fpr)
+    ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), own, fpr)
     trial = bench.trial(ensemble, images, fpr, without=without)
     if trial is None:
         return members, joining.channels(members, scores), {}
     while True:
-        ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), scores, fpr)
+        ensemble = joining.calibrated(probe, deciding, joining.channels(deciding, scores), own, fpr)
         worths = worth(ensemble.members, ensemble.channels, trial, fpr)
         idle = least_worth(ensemble.members, worths)
         if idle is None or len(images) < fewest(fpr, Guarantee.CONFIDENT):  # fewer cannot tell half a point

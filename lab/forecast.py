@@ -17,7 +17,7 @@ from detectors.models.small import SmallTwin
 from lab import sparring
 from lab.development import STEPS
 from lab.measuring import LEVELS
-from lab.workbench import ATTACK_ROUNDS, ATTACKED_MAX, FAMILY_ROUNDS, Workbench
+from lab.workbench import ALL_ROUNDS, ATTACK_ROUNDS, ATTACKED_MAX, FAMILY_ROUNDS, Workbench
 
 Forecast = Mapping[str, float]
 """Seconds by stage, as the stages are told of to a watch."""
@@ -27,8 +27,8 @@ _TIMED = 8
 _STEPS = sum(STEPS) / len(STEPS)
 _LOOKS = 4
 """Forward passes through the model when a scan is examined: itself, and the usual neighbours."""
-_VARIANTS = 7
-"""Of each scan that D learns from: clean, three that must not alarm, three attacks."""
+_VARIANTS = 4 + 2 * ALL_ROUNDS
+"""Of each scan that D learns from: clean, two that must not alarm, moved, every attack, and each on another scan."""
 _MEASURING_STEPS = 10
 _COURSE = 8
 """Times that a denoiser sees each scan."""
@@ -91,18 +91,18 @@ def forecast(
     ahead, both, small = pace.ahead, pace.there_and_back, pace.small
     attack = _STEPS * both + (2 + 7 / 3) * ahead  # seven halvings, of each third
     look = _LOOKS * ahead + (both if gradients else 0.0) + small
-    some = min(fit, ATTACKED_MAX)
+    some, aimed = min(fit, ATTACKED_MAX), GradientResidual.name in methods
     copied, own = recipes
     stages = {
         "hardening the small twin": own.steps * own.batch * (2 * both + ahead + 5 * small),
-        "simulating attacks": ATTACK_ROUNDS * some * attack,
+        "simulating attacks": (ALL_ROUNDS if aimed else ATTACK_ROUNDS) * some * attack,
         "simulating attacks on held-out scans": FAMILY_ROUNDS * held * attack,
         "trying the members": FAMILY_ROUNDS * a * (attack + look),
         "measuring": test * (look + len(LEVELS) * (_MEASURING_STEPS * both + 2 * ahead + look)),
     }
     if gradients:
         stages["hardening the copied twin"] = copied.steps * copied.batch * (7 * both + ahead)
-    if GradientResidual.name in methods:
+    if aimed:
         stages[f"fitting {GradientResidual.name}"] = _VARIANTS * some * both
     if rounds:  # two gradients, of the way to a wrong answer and of the way to calm, share a pass ahead
         step = 1.5 * ((_LOOKS + 1) * both + small)

@@ -23,12 +23,15 @@ from lab import purity, sealing
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.data import DataError, load
+from lab.development import mirrored
 from lab.fitting import Parts
 from lab.seeds import seeds_of
 from lab.workbench import BATCH, logits_of
 
 SHARES = (0.01, 0.05, 0.10)
 PLACES = ("B", "A", "A and B")
+MIRRORED = "a, mirrored"
+"""The scans of A once more, mirrored: `fit` orders by both (`Workbench.usual`)."""
 REPORT = Path("docs/results-poisoning.md")
 
 Scores = Mapping[str, Tensor]
@@ -40,7 +43,7 @@ class Pools:
     """Scores of scans by part: clean ones, and ones that an attack got misread."""
 
     clean: Mapping[str, Scores]
-    """Under `a`, `b` and `test`."""
+    """Under `a`, the same scans in the same order under `MIRRORED`, `b` and `test`."""
     bad: Mapping[str, Scores]
 
 
@@ -92,10 +95,11 @@ def main(
     splits = {"a": parts.a, "b": parts.b, "test": parts.test}
     folder = work / f"{hashlib.sha256(manifest).hexdigest()[:16]}-{eps:g}-{steps}-{attacked}"
     scorer = _Scorer(artefact.ensemble, profile, folder)
-    pools = Pools(
-        {name: scorer.clean(name, each.images) for name, each in splits.items()},
-        {name: scorer.bad(name, each.images[:attacked], each.labels, eps, steps) for name, each in splits.items()},
-    )
+    clean = {name: scorer.clean(name, each.images) for name, each in splits.items()}
+    bad = {name: scorer.bad(name, each.images[:attacked], each.labels, eps, steps) for name, each in splits.items()}
+    clean[MIRRORED] = scorer.mirrored(parts.a.images)
+    bad[MIRRORED] = scorer.mirrored_bad("a", parts.a.images[:attacked], parts.a.labels, eps, steps)
+    pools = Pools(clean, bad)
     rows = measure(artefact.ensemble, pools, fpr, draws=draws)
     picture = out.with_suffix(".png")
     _draw(rows, fpr, picture)
@@ -127,13 +131,13 @@ def _row(
     found = []
     for _ in range(draws):
         mixed = {part: _mixed(pools, part, share if part.upper() in place else 0.0, random) for part in ("a", "b")}
-        doubts = purity.doubts(mixed["a"][0], mixed["b"][0])
+        doubts = purity.doubts(mixed["a"][0][0], mixed["b"][0][0])
         kept, caught, wrongly, poison = {}, 0, 0, 0
         for part, named in (("a", doubts.a), ("b", doubts.b)):
             scores, count = mixed[part]
-            stays = torch.ones(len(next(iter(scores.values()))), dtype=torch.bool)
+            stays = torch.ones(len(next(iter(scores[0].values()))), dtype=torch.bool)
             stays[list(named)] = False
-            kept[part] = {name: values[stays] for name, values in scores.items()}
+            kept[part] = [{name: values[stays] for name, values in each.items()} for each in scores]
             hit = sum(index < count for index in named)
             caught, wrongly, poison = caught + hit, wrongly + len(named) - hit, poison + count
         before = _rates(ensemble, mixed["a"][0], mixed["b"][0], pools, fpr)
@@ -142,18 +146,23 @@ def _row(
     return Row(place, share, *torch.tensor(found, dtype=torch.float64).mean(0).tolist())
 
 
-def _mixed(pools: Pools, part: str, share: float, random: torch.Generator) -> tuple[dict[str, Tensor], int]:
-    """The scores of a part of which a share is attacked, these first; and how many they are."""
-    clean, bad = pools.clean[part], pools.bad[part]
-    size, there = (len(next(iter(each.values()))) for each in (clean, bad))
+def _mixed(pools: Pools, part: str, share: float, random: torch.Generator) -> tuple[list[Scores], int]:
+    """The scores of a part of which a share is attacked, these first, of A also mirrored; and how many they are."""
+    size, there = (len(next(iter(each[part].values()))) for each in (pools.clean, pools.bad))
     count = round(share * size)
     chosen = torch.randint(there, (count,), generator=random)
     stays = torch.randperm(size, generator=random)[count:]
-    return {name: torch.cat([bad[name][chosen], clean[name][stays]]) for name in clean}, count
+    return [
+        {name: torch.cat([pools.bad[home][name][chosen], values[stays]]) for name, values in pools.clean[home].items()}
+        for home in (part, MIRRORED)[: 2 if part == "a" else 1]
+    ], count
 
 
-def _rates(ensemble: Ensemble, a: Scores, b: Scores, pools: Pools, fpr: float) -> tuple[float, float]:
+def _rates(
+    ensemble: Ensemble, ordering: Sequence[Scores], promising: Sequence[Scores], pools: Pools, fpr: float
+) -> tuple[float, float]:
     """False and true positives on test scans of the same detectors, calibrated on these scores."""
+    a, b = ({name: torch.cat([each[name] for each in part]) for name in part[0]} for part in (ordering, promising))
     members = [
         Member(each.detector, TailCalibration.fit(a[each.detector.name]), each.conformal, each.channel)
         for each in ensemble.members if each.channel
@@ -181,18 +190,30 @@ class _Scorer:
         """Of (N, C, H, W) images as the model takes them."""
         return self._kept(f"{name}-clean", lambda: images)
 
+    def mirrored(self, images: Tensor) -> Scores:
+        """Of the same, mirrored."""
+        return self._kept(f"{MIRRORED}-clean", lambda: self._other(images))
+
     def bad(self, name: str, images: Tensor, labels: Tensor, eps: float, steps: int) -> Scores:
         """Of those that an attack got misread; grey scans alone."""
+        return self._kept(f"{name}-bad", lambda: self._attacked(name, images, labels, eps, steps))
 
-        def attacked() -> Tensor:
-            stored = (self.span.to_unit(images[:, :1]) * 255).round()
-            right = self.target.judged(stored, labels[: len(stored)], batch=BATCH).margin > 0
-            found = PGD(eps=eps, steps=steps)(self.target, stored[right], labels[: len(stored)][right])
-            if not bool(found.success.any()):
-                raise DataError(f"no attack on {name} succeeded: there is no poison to measure")
-            return self.target.view(found.images[found.success])
+    def mirrored_bad(self, name: str, images: Tensor, labels: Tensor, eps: float, steps: int) -> Scores:
+        """Of these, mirrored."""
+        return self._kept(
+            f"{MIRRORED}-bad", lambda: self._other(self._attacked(name, images, labels, eps, steps))
+        )  # fmt: skip
 
-        return self._kept(f"{name}-bad", attacked)
+    def _attacked(self, name: str, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+        stored = (self.span.to_unit(images[:, :1]) * 255).round()
+        right = self.target.judged(stored, labels[: len(stored)], batch=BATCH).margin > 0
+        found = PGD(eps=eps, steps=steps)(self.target, stored[right], labels[: len(stored)][right])
+        if not bool(found.success.any()):
+            raise DataError(f"no attack on {name} succeeded: there is no poison to measure")
+        return self.target.view(found.images[found.success])
+
+    def _other(self, images: Tensor) -> Tensor:
+        return self.span.from_unit(mirrored(self.span.to_unit(images), seed=0))
 
     def _kept(self, name: str, images: Callable[[], Tensor]) -> Scores:
         path = self.folder / f"{name}.safetensors"

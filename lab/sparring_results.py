@@ -148,7 +148,8 @@ def _calibrated(
 ) -> Ensemble:
     """Return the detectors joined: tails on A, rules on B, as `fit` does it."""
     probe, span = ensemble.probe, ensemble.probe.span
-    a, b = (bench.scores(probe, list(detectors), span.from_unit(each)) for each in (slices.a, slices.b))
+    a = bench.usual(probe, list(detectors), span.from_unit(slices.a))
+    b = bench.scores(probe, list(detectors), span.from_unit(slices.b))
     members = joining.tails(detectors, a)
     return joining.calibrated(probe, members, joining.channels(members, a), b, fpr)
 

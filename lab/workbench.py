@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from detectors.detector import Detector
 from detectors.ensemble import Ensemble
-from detectors.material import Material
+from detectors.material import Material, Wider
 from detectors.methods.twins import COPIED_TWIN, SMALL_TWIN, CopiedTwin, Hardening, harden
 from detectors.models.model import ReferenceModel
 from detectors.models.outputs import Activation, Task, changed, decided, to_logits
@@ -21,30 +20,25 @@ from gateway.profile import Profile
 from lab.attacks.adaptive import Adaptive
 from lab.attacks.attack import TASKS, Attack, Target
 from lab.data import DataError
-from lab.development import Attacked, Model, harmless, noisy, simulate, transplanted
+from lab.development import Attacked, Family, Model, harmless, mirrored, moved, noisy, simulate, transplanted
 from lab.progress import Watch
 from lab.seeds import seeds_of
 
 BATCH = 64
-ATTACKED_MAX, ATTACK_ROUNDS = 1500, 3
-"""Scans that attacks are simulated on for D, and how often each: bounds the time and the memory of a fit."""
-FAMILY_ROUNDS = 8
-"""How often each scan of A is attacked, for the fusion and again for the trial of the members."""
+ATTACKED_MAX = 1500
+"""Scans that attacks are simulated on for D: bounds the time and the memory of a fit."""
+ATTACK_ROUNDS = 3
+"""How often each of them is attacked for every detector."""
+ALL_ROUNDS = ATTACK_ROUNDS + 3
+"""With those for D alone: along the smoothed gradient, and either way on the scans moved."""
+OWN = (*3 * (Family.GRADIENT,), *2 * (Family.SMOOTH,))
+"""How each scan of A is attacked through the model alone, for the fusion and again for the trial of the members."""
+FAMILY_ROUNDS = len(OWN) + 3
+"""With those through each twin, and through all together."""
 FEWEST = 2
 """Attacks that must succeed before anything can be said of them."""
 INFORMED, INFORMED_LEVELS, INFORMED_STEPS = 64, 4.0, 20
 """Scans, budget and steps of the attacker who holds the detectors, in the trial of the members."""
-
-
-class Family(StrEnum):
-    """A kind of simulated attack that the fusion is shown."""
-
-    GRADIENT = "gradient"
-    """Follows the model itself."""
-    SMOOTH = "smooth"
-    """Follows it, in changes without fine detail."""
-    CARRIED = "carried over"
-    """Follows a twin, or model and twins together, and carries over to the model."""
 
 
 class Workbench:
@@ -103,25 +97,39 @@ class Workbench:
             activation=self.activation, span=self.span, size=self.size, task=self.task,
         )  # fmt: skip
 
-    def material(self, probe: Probe, images: Tensor) -> Material:
+    def material(self, probe: Probe, images: Tensor, *, wider: bool = True) -> Material:
         """What detectors learn from on the fit part: attacks, and every change that must not alarm.
 
-        The same scans harmlessly changed, noise of an attack's size, and attacks of other scans: what is left to tell
-        an attack by is its aim.
+        (1) attacks, and in `wider` those along the smoothed gradient and those on the scans moved
+        (2) the same scans harmlessly changed, noise of an attack's size, and attacks of other scans: what is left to
+        tell an attack by is its aim
+
+        Args:
+            probe: with the twins.
+            images: the fit part, as the model takes them.
+            wider: whether anybody learns from `wider`; it is left out where next to no such attack succeeds, too.
         """
         unit = self.span.to_unit(images[:ATTACKED_MAX])
-        rounds = []
-        with staged(self.watch, "simulating attacks", ATTACK_ROUNDS) as done:
-            for k in range(ATTACK_ROUNDS):
-                rounds.append(self._simulated(unit, seed=self.seed + 100 + k))
+        elsewhere = moved(unit, seed=self.seed + 15)
+        found: list[Attacked] = []  # (1)
+        ways = [*ATTACK_ROUNDS * [(unit, Family.GRADIENT)], (unit, Family.SOFTENED)]
+        ways += [(elsewhere, Family.GRADIENT), (elsewhere, Family.SOFTENED)]
+        ways = ways if wider else ways[:ATTACK_ROUNDS]
+        with staged(self.watch, "simulating attacks", len(ways)) as done:
+            for k, (view, family) in enumerate(ways):
+                found.append(self._simulated(view, self.seed + 100 + k, family))
                 done()
-        found = _together(rounds)
-        benign = (
+        sharp, others = _together(found[:ATTACK_ROUNDS]), list(zip(found, ways, strict=True))[ATTACK_ROUNDS:]
+        benign = (  # (2)
             harmless(unit, seed=self.seed + 4),
             noisy(unit, seed=self.seed + 5),
-            transplanted(found, unit, seed=self.seed + 13),
+            transplanted(sharp, unit, seed=self.seed + 13),
         )
-        return Material(unit, torch.cat(benign), found.images, found.sources, probe, self.seed + 6)
+        more = None
+        if _count([each for each, _ in others]) >= FEWEST:
+            strays = [transplanted(each, view, seed=self.seed + 16 + k) for k, (each, (view, _)) in enumerate(others)]
+            more = Wider(torch.cat([elsewhere, *strays]), torch.cat([each.images for each, _ in others]))
+        return Material(unit, torch.cat(benign), sharp.images, sharp.sources, probe, self.seed + 6, wider=more)
 
     def held_out(self, probe: Probe, images: Tensor, *, without: Set[Family] = frozenset()) -> Material:
         """The same on A, whose scans no twin has seen: few scans, so each is attacked in every way.
@@ -176,7 +184,7 @@ class Workbench:
             return found[changed(answer, self.model(found), self.task)].cpu()
 
     def _families(self, probe: Probe, unit: Tensor, without: Set[Family], stage: str, seed: int) -> list[Attacked]:
-        """Rounds of every family: on the model three, smooth ones two, and one on each twin, and on all together.
+        """Rounds of every family: those through the model alone, and one through each twin and through all together.
 
         A round's seed is its place, whichever others are left out.
         """
@@ -185,26 +193,34 @@ class Workbench:
         def all_of(images: Tensor) -> Tensor:
             return torch.stack([self.model(images), *(twin(images) for twin in twins)]).mean(0)
 
-        own = (*3 * (Family.GRADIENT,), *2 * (Family.SMOOTH,))
-        ways: list[tuple[Family, Model | None]] = [(family, None) for family in own]
+        ways: list[tuple[Family, Model | None]] = [(family, None) for family in OWN]
         ways += [(Family.CARRIED, guide) for guide in (*twins, all_of)]
         shown = [(k, family, guide) for k, (family, guide) in enumerate(ways) if family not in without]
         rounds = []
         with staged(self.watch, stage, len(shown)) as done:
             for k, family, guide in shown:
-                rounds.append(self._simulated(unit, seed=seed + k, guide=guide, smooth=family is Family.SMOOTH))
+                rounds.append(self._simulated(unit, seed + k, family, guide))
                 done()
         return rounds
 
-    def _simulated(self, unit: Tensor, seed: int, guide: Model | None = None, *, smooth: bool = False) -> Attacked:
+    def _simulated(self, unit: Tensor, seed: int, family: Family, guide: Model | None = None) -> Attacked:
         return simulate(
-            self.model, unit, device=self.device, seed=seed, task=self.task, guide=guide, smooth=smooth
+            self.model, unit, device=self.device, seed=seed, task=self.task, family=family, guide=guide
         )  # fmt: skip
 
     def features(self, unit: Tensor) -> Tensor:
         """What the protected model's last layer before global pooling gives for (N, C, H, W) images, 0 to 1."""
         tap = self.reference.tap_names[-2:][0]
         return self.reference.forward_with_taps(self.span.from_unit(unit), (tap,))[1][tap]
+
+    def usual(self, probe: Probe, detectors: list[Detector], images: Tensor) -> dict[str, Tensor]:
+        """By detector, the scores (2N,) of clean images as the model takes them: as they are, and mirrored.
+
+        The model may have been trained on them, and is surer there than on any new scan; on mirrored ones it is less
+        so. Tails are fitted on both, since what they are for is new scans.
+        """
+        other = self.span.from_unit(mirrored(self.span.to_unit(images), seed=self.seed + 17))
+        return self.scores(probe, detectors, torch.cat([images, other]))
 
     def scores(self, probe: Probe, detectors: list[Detector], images: Tensor) -> dict[str, Tensor]:
         """By detector, the scores (N,) of images as the model takes them."""

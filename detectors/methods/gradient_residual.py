@@ -2,17 +2,18 @@
 
 It sees the scan's high-pass residuals, the protected model's input gradient, and their products. Measured with this
 project's recipe only; no paper is claimed. Limits: blind to attacks that do not follow the gradient (low-frequency,
-Square), and an informed attacker puts it into his loss; so it has a channel of its own.
+Square); an informed attacker puts it into his loss; so it has a channel of its own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors.calibration import TailCalibration
 from detectors.denoisers.median import median3
 from detectors.detector import Score
 from detectors.errors import InputError, NotFittedError
@@ -32,102 +33,151 @@ _CROP, _EPOCHS, _BATCH, _PEAK = 96, 5, 64, 4e-3
 
 
 class GradientResidual:
-    """Log-odds, from a small network, that the residual is aligned with the model's gradient."""
+    """How unusual it is, in nats, for the residual to be so aligned with the model's gradient.
+
+    Two networks of one kind. The first learns attacks that follow the gradient as it is, and hardly takes a clean scan
+    for one; the second also those that follow it smoothed, and scans that the model was not trained on, and takes
+    more. Each is measured by what it makes of the clean scans that both learnt from, and the more surprised one
+    speaks: what the second sees costs the first at most half of their share of false alarms.
+    """
 
     name = "gradient_residual"
-    version = "2"
+    version = "3"
     needs = Needs(frozenset({Signal.INPUT_GRADIENT}))
 
-    def __init__(self, network: "_Network") -> None:
-        self._network = network.eval().requires_grad_(False)
-        self._run = folded(self._network)
+    def __init__(self, networks: Sequence["_Network"], tails: TailCalibration) -> None:
+        self._networks = nn.ModuleList(networks).eval().requires_grad_(False)
+        self._tails = tails
+        self._runs = [folded(network) for network in networks]
 
     @classmethod
     def fit(cls, material: Material) -> Self:
         """Learn to tell attacked scans from the same scans clean and harmlessly changed, noise of an attack's size
         and attacks of other scans among the changes."""
-
-        def pair(images: Tensor) -> tuple[Tensor, Tensor]:
-            gradient = material.look(images, cls.needs).input_gradient
-            assert gradient is not None
-            return images.mean(1, keepdim=True), gradient.mean(1, keepdim=True)
-
+        groups = [material.clean, material.benign, material.attacked]
+        ends = [sum(map(len, groups))]
+        if material.wider is not None:
+            groups += [material.wider.benign, material.wider.attacked]
+            ends.append(sum(map(len, groups)))
+        seen = material.look(torch.cat(groups), cls.needs)
+        assert seen.input_gradient is not None
+        attacked = torch.cat([torch.full((len(group),), place in (2, 4)) for place, group in enumerate(groups)])
         return cls.trained(
-            pair(torch.cat([material.clean, material.benign])), pair(material.attacked),
-            seed=material.seed, device=material.device, progress=material.progress,
+            seen.images.mean(1, keepdim=True), seen.input_gradient.mean(1, keepdim=True), attacked, ends,
+            calm=len(material.clean), seed=material.seed, device=material.device, progress=material.progress,
         )  # fmt: skip
 
     @classmethod
     def trained(
         cls,
-        clean: tuple[Tensor, Tensor],
-        attacked: tuple[Tensor, Tensor],
+        images: Tensor,
+        gradients: Tensor,
+        attacked: Tensor,
+        ends: Sequence[int],
         *,
+        calm: int,
         seed: int,
         device: torch.device,
         progress: Callable[[float], None] = lambda _share: None,
     ) -> Self:
-        """Train the network.
+        """Train the networks.
 
         Args:
-            clean: images and their input gradients, both (N, C, H, W).
-            attacked: the same of successful attacks.
+            images: (N, 1, H, W), 0 to 1.
+            gradients: (N, 1, H, W), the input gradients.
+            attacked: (N,) bool; the others must not alarm.
+            ends: of each network, how many it is shown, from the front.
+            calm: how many, from the front, are clean scans as they are, at least 20: they make the networks comparable.
             seed: of weights, order and crops.
             device: where to train.
             progress: told the share of the work that is done.
+
+        Raises:
+            InputError: too few scans of a kind.
         """
-        if min(len(clean[0]), len(attacked[0])) < 2:
-            raise InputError(f"{len(clean[0])} clean and {len(attacked[0])} attacked scans are too few")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = _Network()
-        network.to(device)
-        images = torch.cat([clean[0], attacked[0]])
-        gradients = torch.cat([clean[1], attacked[1]])
-        target = torch.cat([torch.zeros(len(clean[0])), torch.ones(len(attacked[0]))])
-        balance = torch.tensor(len(clean[0]) / len(attacked[0]), device=device)
-        generator = torch.Generator().manual_seed(seed)
-        steps = _EPOCHS * -(-len(images) // _BATCH)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=steps + 1)
-        done = 0
-        for _ in range(_EPOCHS):
-            for chosen in torch.split(torch.randperm(len(images), generator=generator), _BATCH):
-                place = window(images, _CROP, generator)
-                views = views_of(images[chosen][place].to(device), gradients[chosen][place].to(device))
-                with training(device):
-                    odds = network(views).float()
-                loss = functional.binary_cross_entropy_with_logits(
-                    odds, target[chosen].to(device), pos_weight=balance
-                )  # fmt: skip
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimizer.step()
-                schedule.step()
-                done += 1
-                progress(done / steps)
-        return cls(network)
+        if calm < 20:
+            raise InputError(f"{calm} clean scans are too few to compare networks by; at least 20 are needed")
+        networks = []
+        for place, end in enumerate(ends):
+
+            def shared(share: float, before: int = place) -> None:
+                progress((before + share) / len(ends))
+
+            networks.append(
+                _trained(
+                    images[:end], gradients[:end], attacked[:end], seed=seed + place, device=device, progress=shared
+                )
+            )
+        runs = [folded(network) for network in networks]
+        with torch.no_grad():
+            parts = zip(torch.split(images[:calm], _BATCH), torch.split(gradients[:calm], _BATCH), strict=True)
+            odds = torch.cat([_odds(runs, image.to(device), slope.to(device)) for image, slope in parts], 1)
+        return cls(networks, TailCalibration.together([TailCalibration.fit(each) for each in odds]))
 
     def score(self, seen: Observation) -> Score:
-        """Score each image: log-odds, without unit.
+        """Score each image: minus the logarithm of a tail probability, which orders and does not promise.
 
         Raises:
             NotFittedError: the observation has no input gradient.
         """
         if seen.input_gradient is None:
             raise NotFittedError(self.name)
-        return Score(self.name, self._run(views_of(seen.images, seen.input_gradient)))
+        return Score(self.name, self._tails.surprise(_odds(self._runs, seen.images, seen.input_gradient)).amax(0))
 
     def state(self) -> dict[str, Tensor]:
-        """The network's weights and running statistics."""
-        return {name: value.cpu() for name, value in self._network.state_dict().items()}
+        """The networks' weights and running statistics, and their tails on clean scans."""
+        kept = {**self._networks.state_dict(), **self._tails.state()}
+        return {name: value.cpu() for name, value in kept.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Self:
         """The fitted detector again."""
+        tails = TailCalibration.from_state(state)
+        weights = {name: value for name, value in state.items() if name not in tails.state()}
+        networks = nn.ModuleList([_Network() for _ in range(len(state["knots"]))])
+        networks.load_state_dict(weights)
+        return cls([*networks.to(state["knots"].device)], tails)
+
+
+def _odds(runs: Sequence["_Network"], images: Tensor, gradients: Tensor) -> Tensor:
+    """(D, N) float32: what each network makes of (N, C, H, W) images."""
+    views = views_of(images, gradients)
+    return torch.stack([run(views) for run in runs]).float()
+
+
+def _trained(
+    images: Tensor, gradients: Tensor, attacked: Tensor, *, seed: int, device: torch.device,
+    progress: Callable[[float], None],
+) -> "_Network":  # fmt: skip
+    """A network that tells these apart."""
+    loud = int(attacked.sum())
+    if min(loud, len(images) - loud) < 2:
+        raise InputError(f"{len(images) - loud} clean and {loud} attacked scans are too few")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         network = _Network()
-        network.load_state_dict(state)
-        return cls(network.to(state["score.0.weight"].device))
+    network.to(device)
+    target = attacked.float()
+    balance = torch.tensor((len(images) - loud) / loud, device=device)
+    generator = torch.Generator().manual_seed(seed)
+    steps = _EPOCHS * -(-len(images) // _BATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=steps + 1)
+    done = 0
+    for _ in range(_EPOCHS):
+        for chosen in torch.split(torch.randperm(len(images), generator=generator), _BATCH):
+            place = window(images, _CROP, generator)
+            views = views_of(images[chosen][place].to(device), gradients[chosen][place].to(device))
+            with training(device):
+                odds = network(views).float()
+            loss = functional.binary_cross_entropy_with_logits(odds, target[chosen].to(device), pos_weight=balance)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            progress(done / steps)
+    return network
 
 
 class _Network(nn.Module):

@@ -19,7 +19,7 @@ from lab.evaluation.grades import Grade
 from lab.evaluation.means import Means
 
 ALL = (
-    "fgsm", "pgd", "apgd-ce", "apgd-dlr", "autoattack", "square", "low-frequency",
+    "fgsm", "pgd", "apgd-ce", "apgd-dlr", "autoattack", "momentum-pgd", "square", "low-frequency",
     "deepfool", "cw", "bias-field", "patch", "transfer",
 )  # fmt: skip
 """What an evaluation runs unless told otherwise, in the order of reports; `CHOICES` has more."""

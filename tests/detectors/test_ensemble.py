@@ -93,13 +93,17 @@ def ensemble(probe: Probe) -> Ensemble:
     clean, other = probe.observe(scans(320, 1), EVERYTHING), probe.observe(scans(60, 2), EVERYTHING)
     assert clean.input_gradient is not None
     assert other.input_gradient is not None
+    shown = [
+        torch.cat(pair)
+        for pair in ((clean.images[:32], other.images), (clean.input_gradient[:32], other.input_gradient))
+    ]
     detectors: list[Detector] = [TwinDisagreement(COPIED_TWIN), TwinDisagreement(SMALL_TWIN)]
     detectors += [PredictionShift(neighbour) for neighbour in default_neighbours()]
     detectors += [
         Fusion.of(features(clean), features(clean), features(other) + 1),
         FeatureDensity.of(clean.twin_features[COPIED_TWIN], clean.groups, 3),
         GradientResidual.trained(
-            (clean.images[:32], clean.input_gradient[:32]), (other.images, other.input_gradient), seed=0, device=CPU
+            *shown, torch.arange(len(shown[0])) >= 32, [len(shown[0])], calm=32, seed=0, device=CPU
         ),
     ]
     homes = {COPIED_TWIN: ROBUST, SMALL_TWIN: ROBUST, "fusion": SENSITIVE, "gradient_residual": GRADIENT}

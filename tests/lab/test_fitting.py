@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ from torch import Tensor
 from detectors import registry
 from detectors.artifact import MANIFEST, Artefact
 from detectors.filters import gaussian
-from detectors.observation import LEVEL
+from detectors.methods.gradient_residual import GradientResidual
+from detectors.observation import LEVEL, Observation
 from detectors.testing import check_detector
 from detectors.worth import fewest_to_compare, worth
 from gateway.profile import Profile
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
 from lab import data, fitting
 from lab.cli import main
-from lab.development import EPS_HIGH, descend, harmless, on_grid, simulate
+from lab.development import EPS_HIGH, Attacked, Family, Model, descend, harmless, mirrored, on_grid, simulate
 from lab.measuring import flagged
 from lab.workbench import Workbench, logits_of
 from signing.envelope import load_public_key, open_envelope
@@ -223,7 +225,10 @@ def test_an_attack_that_carries_over_fools_the_model_within_its_budget(site: Pat
     unit = probe.span.to_unit(data.load(site / "data.npz", profile).val.images[:64])
     model, twin = logits_of(probe), probe.twins["twinS"]
 
-    found = simulate(model, unit, device=torch.device("cpu"), seed=1, guide=lambda images: twin.look(images)[0])
+    found = simulate(
+        model, unit, device=torch.device("cpu"), seed=1, family=Family.CARRIED,
+        guide=lambda images: twin.look(images)[0],
+    )  # fmt: skip
 
     assert len(found.images)
     assert float((found.images - unit[found.sources]).abs().max()) <= EPS_HIGH * LEVEL + 1e-5
@@ -241,10 +246,134 @@ def test_a_smooth_attack_has_no_fine_detail() -> None:
             [(images * dots)[..., :16].mean((1, 2, 3)), (images * dots)[..., 16:].mean((1, 2, 3))], 1
         )
 
-    def fine(smooth: bool) -> float:
-        found = simulate(model, unit, device=torch.device("cpu"), seed=1, smooth=smooth)
+    def fine(family: Family) -> float:
+        found = simulate(model, unit, device=torch.device("cpu"), seed=1, family=family)
         assert len(found.images) > 10
         change = found.images - unit[found.sources]
         return float((change - gaussian(change, 1.0)).square().mean() / change.square().mean())
 
-    assert fine(smooth=True) < fine(smooth=False) / 2
+    assert fine(Family.SMOOTH) < fine(Family.GRADIENT) / 2
+
+
+def test_a_softened_gradient_gives_a_coarser_attack_on_the_model_as_it_is() -> None:
+    """Of a model that asks which half is brighter, and by a pattern of dots at that: each step follows its blur."""
+    unit = (torch.rand(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() * LEVEL
+    dots = torch.zeros(32, 32)
+    dots[::2, ::2] = 4.0
+
+    def model(images: Tensor) -> Tensor:
+        halves = (images * dots)[..., :16].mean((1, 2, 3)), (images * dots)[..., 16:].mean((1, 2, 3))
+        return 50 * torch.stack(halves, 1)
+
+    def fine(family: Family) -> float:
+        found = simulate(model, unit, device=torch.device("cpu"), seed=1, family=family)
+        change = found.images - unit[found.sources]
+        assert len(found.images) > 10
+        assert bool((model(found.images).argmax(1) != model(unit[found.sources]).argmax(1)).all())
+        return float((change - gaussian(change, 1.0)).square().mean() / change.square().mean())
+
+    assert fine(Family.SOFTENED) < fine(Family.GRADIENT) / 2
+
+
+def test_d_is_shown_moved_scans_clean_and_attacked(site: Path, fitted: fitting.Fitted) -> None:
+    profile = Profile.load(site / "profile.toml")
+    probe = fitted.ensemble.probe
+    images = data.load(site / "data.npz", profile).train.images[:40]
+    unit = probe.span.to_unit(images)
+    bench = Workbench(probe.reference, profile, torch.device("cpu"), 0, lambda _stage, _share: None)
+
+    wider = bench.material(probe, images).wider
+    assert wider is not None
+    elsewhere = wider.benign[:40]
+
+    assert on_grid(elsewhere)
+    assert float((elsewhere - unit).abs().mean()) > 2 * LEVEL
+    assert 0 < len(wider.attacked) == len(wider.benign) - 40  # each attack once more, on another scan
+    apart = [(wider.attacked[:, None] - each[None]).abs().amax((2, 3, 4)).amin(1) for each in (unit, elsewhere)]
+    assert float(torch.minimum(*apart).max()) <= 8.5 * LEVEL
+    assert all(bool((each <= 8.5 * LEVEL).any()) for each in apart)
+
+
+def test_the_second_network_sees_what_the_first_is_not_shown_and_costs_it_little() -> None:
+    """Of images whose gradient is noise: first that itself is in the attack, then only its blur."""
+    draws = torch.Generator().manual_seed(0)
+
+    def kind(count: int, by: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        clean = 0.5 + 0.02 * torch.randn(count, 1, 48, 48, generator=draws)
+        gradient = torch.randn(count, 1, 48, 48, generator=draws)
+        return (clean + by(gradient)).clamp(0, 1), gradient
+
+    def sharp(gradient: Tensor) -> Tensor:
+        return 2 * LEVEL * gradient.sign()
+
+    def softened(gradient: Tensor) -> Tensor:
+        return 1.5 * LEVEL * gaussian(gradient, 2.0).sign()
+
+    kinds = [kind(200, torch.zeros_like), kind(200, sharp), kind(200, torch.zeros_like), kind(200, softened)]
+    images, gradients = (torch.cat(each) for each in zip(*kinds, strict=True))
+    attacked = torch.arange(800) // 200 % 2 == 1
+    first, both = (
+        GradientResidual.trained(images, gradients, attacked, ends, calm=200, seed=0, device=torch.device("cpu"))
+        for ends in ([400], [400, 800])
+    )
+
+    def caught(detector: GradientResidual, by: Callable[[Tensor], Tensor]) -> float:
+        """Of new attacks, at the threshold that one new clean scan in twenty is beyond."""
+        pairs = (kind(400, torch.zeros_like), kind(200, by))
+        scores = [
+            detector.score(Observation(images, torch.zeros(len(images), 2), input_gradient=gradient)).values
+            for images, gradient in pairs
+        ]
+        return float((scores[1] > scores[0].quantile(0.95)).float().mean())
+
+    assert caught(both, softened) > caught(first, softened) + 0.2
+    assert caught(both, sharp) > caught(first, sharp) - 0.05
+
+
+def test_tails_are_of_clean_scans_as_they_are_and_mirrored(
+    site: Path, fitted: fitting.Fitted, parts: fitting.Parts
+) -> None:
+    probe = fitted.ensemble.probe
+    bench = Workbench(
+        probe.reference, Profile.load(site / "profile.toml"), torch.device("cpu"), 0, lambda _stage, _share: None
+    )
+    mine = {each.detector.name: each for each in fitted.ensemble.members}
+
+    usual = bench.usual(probe, [each.detector for each in mine.values()], parts.a.images)
+    own = bench.scores(probe, [each.detector for each in mine.values()], parts.a.images)
+
+    for name, scores in usual.items():
+        assert torch.equal(scores[: len(parts.a)], own[name])
+        knots = mine[name].tail.state()["knots"]
+        assert torch.allclose(knots[-1], scores.quantile(0.95), atol=1e-4)
+        assert not torch.allclose(knots[-1], own[name].quantile(0.95), atol=1e-4)
+
+
+def test_a_mirrored_scan_has_the_grain_it_had() -> None:
+    images = (torch.rand(6, 1, 24, 32, generator=torch.Generator().manual_seed(0)) * 100 + 60).round() * LEVEL
+
+    found = mirrored(images, seed=3)
+
+    gains = (found / images.flip(3)).median(3).values.median(2).values[..., None, None]
+    assert on_grid(found)
+    assert float((found - images.flip(3) * gains).abs().max()) < 1.1 * LEVEL
+    assert float(gains.std()) > 0.02
+
+
+def test_where_no_softened_attack_succeeds_d_is_one_network(site: Path, fitted: fitting.Fitted) -> None:
+    profile = Profile.load(site / "profile.toml")
+    probe = fitted.ensemble.probe
+    images = data.load(site / "data.npz", profile).train.images[:60]
+
+    class Stubborn(Workbench):
+        """Of whose attacks only those on the scans, along the gradient itself, succeed."""
+
+        def _simulated(self, unit: Tensor, seed: int, family: Family, guide: Model | None = None) -> Attacked:
+            found = super()._simulated(unit, seed, family, guide)
+            return found if seed < 103 else Attacked(found.images[:0], found.sources[:0])
+
+    bench = Stubborn(probe.reference, profile, torch.device("cpu"), 0, lambda _stage, _share: None)
+    material = bench.material(probe, images)
+
+    assert material.wider is None
+    assert len(GradientResidual.fit(material).state()["knots"]) == 1

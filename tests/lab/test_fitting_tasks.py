@@ -38,7 +38,6 @@ from model_server import ModelServer
 from site_tables import ENGINE, route
 
 QUICK = (Hardening(0.5, 6.0, 48, 3e-3, batch=16), Hardening(1.0, 6.0, 48, 6e-3, batch=16))
-BRIEF = Hardening(1.0, 6.0, 20, 6e-3, batch=16)
 SIDE = 32
 Made = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -222,7 +221,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         parts = fitting.Parts.of(data.load(site / "data.npz", profile), seed=0)
         found = fitting.fit(
             model.file, profile, parts, site / "served", ask=model.ask,
-            fpr=0.01, key=write_signing_key(site / "served.pem"), seed=0, recipes=(QUICK[0], BRIEF), denoisers=(),
+            fpr=0.01, key=write_signing_key(site / "served.pem"), seed=0, recipes=QUICK, denoisers=(),
         )  # fmt: skip
         yield Remote(site, server, profile, found)
 

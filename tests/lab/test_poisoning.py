@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detectors.artifact import MANIFEST
 from lab import fitting
-from lab.poisoning import Pools, main, measure
+from lab.poisoning import MIRRORED, Pools, main, measure
 
 NAMES = ("twinM", "twinS", "fusion", "gradient_residual")
 
@@ -23,8 +23,13 @@ def scores(count: int, seed: int, by: float = 0.0) -> dict[str, Tensor]:
 
 def test_poison_blinds_the_detectors_until_it_is_taken_out(fitted: fitting.Fitted) -> None:
     pools = Pools(
-        {"a": scores(260, 3), "b": scores(400, 4), "test": scores(500, 5)},
-        {"a": scores(30, 6, 25.0), "b": scores(30, 7, 25.0), "test": scores(60, 8, 25.0)},
+        {"a": scores(260, 3), MIRRORED: scores(260, 9), "b": scores(400, 4), "test": scores(500, 5)},
+        {
+            "a": scores(30, 6, 25.0),
+            MIRRORED: scores(30, 10, 25.0),
+            "b": scores(30, 7, 25.0),
+            "test": scores(60, 8, 25.0),
+        },
     )
 
     rows = {(row.place, row.share): row for row in measure(fitted.ensemble, pools, 0.01, draws=5)}
@@ -49,7 +54,7 @@ def test_one_command_measures_and_takes_up_what_it_found(site: Path, fitted: fit
     second = CliRunner().invoke(main, [str(each) for each in given], catch_exceptions=False)
 
     assert first.exit_code == second.exit_code == 0
-    assert len(kept) == 6
+    assert len(kept) == 8
     told = hashlib.sha256((site / "out" / MANIFEST).read_bytes()).hexdigest()  # other detectors score anew
     assert {path.parent.name.split("-")[0] for path in kept} == {told[:16]}
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}

@@ -16,7 +16,7 @@ from lab.attacks.adaptive import Adaptive, Way
 from lab.attacks.attack import Target
 from lab.attacks.pgd import PGD
 from lab.data import StoredScans
-from lab.workbench import logits_of
+from lab.workbench import Workbench, logits_of
 
 FPR = 0.01
 
@@ -35,12 +35,12 @@ def target(site: Path, fitted: fitting.Fitted) -> Target:
 
 
 @pytest.fixture(scope="module")
-def weak(site: Path, fitted: fitting.Fitted) -> Ensemble:
-    """D alone: it catches whoever follows the model's gradient alone, and nobody who holds it."""
-    probe = fitted.ensemble.probe
-    (detector,) = [each.detector for each in fitted.ensemble.members if each.detector.name == GradientResidual.name]
-    clean = data.load(site / "data.npz", Profile.load(site / "profile.toml")).val.images
-    values = detector.score(probe.observe(clean, detector.needs)).values
+def weak(site: Path, fitted: fitting.Fitted, parts: fitting.Parts) -> Ensemble:
+    """D alone, of one network: it catches whoever follows the model's gradient alone, and nobody who holds it."""
+    profile, probe = Profile.load(site / "profile.toml"), fitted.ensemble.probe
+    bench = Workbench(probe.reference, profile, torch.device("cpu"), 0, lambda _stage, _share: None)
+    detector = GradientResidual.fit(bench.material(probe, parts.fit.images, wider=False))
+    values = detector.score(probe.observe(parts.b.images, detector.needs)).values
     member = Member(detector, TailCalibration.fit(values), ConformalCalibration.fit(values, FPR), SENSITIVE)
     scores = {detector.name: values}
     channel = Channel(SENSITIVE, 1.0, ParetoTail.fit(loudest([member], SENSITIVE, scores)))
