@@ -20,6 +20,7 @@ from lab import attacks
 from lab.attacks.attack import Attack, Target
 from report import ROOT, Table, hand_back, milliseconds, ratio, rounds
 from report import Target as Aim
+from untrained import RESNET18, ResNet
 
 IMAGES, SIZE, EPS = 16, 64, 2.0
 ROUNDS = 3
@@ -35,6 +36,8 @@ BESIDE_FLOOR: tuple[tuple[str, dict[str, Any]], ...] = (
     ("nes", {"steps": 2}),
     ("hopskipjump", {"steps": 1}),
 )
+IN_FULL, IN_FULL_NAME = 4, "ResNet-18, 128"
+"""Images in front of a network of full size."""
 LEVEL = 1 / 255
 BESIDE_PEERS: tuple[tuple[str, dict[str, Any], str, dict[str, Any], float], ...] = (
     ("pgd", {"steps": 20}, "torchattacks.PGD", {"eps": EPS * LEVEL, "alpha": 0.3 * LEVEL, "steps": 20}, 1.0),
@@ -55,16 +58,18 @@ def measure() -> Table:
     network, images, labels = trained()
     target = Target(network, lambda x: x / 255, 1.0, 0.0, 255.0)
     rows, targets = [], []
-    for name, options in BESIDE_FLOOR:
-        attack = attacks.named(name, eps=EPS, **options)
-        floor = replayed(network, passes(attack, target, images, labels))
-        seconds = rounds({"ours": _run(attack, target, images, labels), "floor": floor}, ROUNDS)
-        times = ratio(seconds["ours"], seconds["floor"])
-        what = f"{name} {_said(options)}"
-        rows.append(
-            [what, "its passes, bare", milliseconds(seconds["ours"]), milliseconds(seconds["floor"]), f"{times:.2f}"]
-        )
-        targets.append(Aim(f"{what}, by its floor", f"at most {WANTED}", f"{times:.2f}", times <= WANTED))
+    subjects = [("tiny", network, images, labels, BESIDE_FLOOR), (IN_FULL_NAME, *in_full(), BESIDE_FLOOR[:-2])]
+    for subject, model, shown, read, chosen in subjects:
+        before = replace(target, model=model)
+        for name, options in chosen:
+            attack = attacks.named(name, eps=EPS, **options)
+            floor = replayed(model, passes(attack, before, shown, read), shown)
+            seconds = rounds({"ours": _run(attack, before, shown, read), "floor": floor}, ROUNDS)
+            times = ratio(seconds["ours"], seconds["floor"])
+            what = f"{subject}: {name} {_said(options)}"
+            figures = [milliseconds(seconds["ours"]), milliseconds(seconds["floor"])]
+            rows.append([what, "its passes, bare", *figures, f"{times:.2f}"])
+            targets.append(Aim(f"{what}, by its floor", f"at most {WANTED}", f"{times:.2f}", times <= WANTED))
     if PEERS.exists():
         found = by_peers(network, images, labels)
         for (name, options, peer, _, wanted), theirs in zip(BESIDE_PEERS, found, strict=True):
@@ -76,10 +81,13 @@ def measure() -> Table:
             faster = f"{theirs / ours:.1f} times"
             targets.append(Aim(f"{name} beside {peer}", f"{wanted:g} times as fast", faster, theirs >= wanted * ours))
     return Table(
-        title=f"Attacks, {IMAGES} images of {SIZE} x {SIZE} pixels, CPU, one thread",
+        title="Attacks, CPU, one thread",
         columns=["attack", "beside", "ms", "of that, ms", "by it"],
         rows=rows,
         notes=[
+            f"*Tiny* is a network of two convolutions in front of {IMAGES} images of {SIZE} x {SIZE} pixels, on which "
+            f"what an attack does beside its passes shows; peers stand beside it. *{IN_FULL_NAME}* is one of full "
+            f"size, untrained, in front of {IN_FULL} images of 128 x 128; its answer is fixed, so no image is done.",
             "The floor is the passes that the attack makes through the model, with the same number of images and a "
             "backward pass where it has one, and nothing else. Peers run in an environment and a process of their own "
             "(`make test-peers` makes it), with their own torch; below 1 ours is faster. Images that are done leave "
@@ -105,6 +113,15 @@ def trained() -> tuple[nn.Sequential, Tensor, Tensor]:
     images, labels = drawn(4 * IMAGES)
     right = network(images / 255).argmax(dim=1) == labels
     return network, images[right][:IMAGES].contiguous(), labels[right][:IMAGES]
+
+
+def in_full() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network of the size of a diagnostic one, images, and what it reads in them however they are changed."""
+    torch.manual_seed(0)
+    network = ResNet(RESNET18).eval().requires_grad_(requires_grad=False)
+    network.head.bias[0] = 1e4
+    images = torch.randint(256, (IN_FULL, 1, RESNET18.size, RESNET18.size)).float()
+    return network, images, torch.zeros(IN_FULL, dtype=torch.int64)
 
 
 def drawn(count: int) -> tuple[Tensor, Tensor]:
@@ -136,9 +153,9 @@ def passes(attack: Attack, target: Target, images: Tensor, labels: Tensor) -> li
     return made
 
 
-def replayed(network: nn.Module, made: list[tuple[int, bool]]) -> Callable[[], None]:
-    """The same passes, and nothing else."""
-    most = torch.rand(max(count for count, _ in made), 1, SIZE, SIZE)
+def replayed(network: nn.Module, made: list[tuple[int, bool]], images: Tensor) -> Callable[[], None]:
+    """The same passes with images of that size, and nothing else."""
+    most = torch.rand(max(count for count, _ in made), *images.shape[1:])
 
     def run() -> None:
         for count, backward in made:
