@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -43,7 +43,7 @@ class CarliniWagner(Method):
 
     def _search(self, scene: Scene, _start: int, _draws: torch.Generator) -> Found:
         nearest, radius = Nearest(scene), scene.radius
-        free = replace(scene, radius=math.inf)
+        free = scene.unbound()
         weight = torch.full((len(scene.clean),), self.weight, device=scene.clean.device)
         least, most = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
         for _ in range(self.searches):

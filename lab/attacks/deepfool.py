@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -37,7 +37,7 @@ class DeepFool(Method):
 
     def _search(self, scene: Scene, _start: int, _draws: torch.Generator) -> Found:
         radius, nearest = scene.radius, Nearest(scene)
-        scene = replace(scene, radius=math.inf)
+        scene = scene.unbound()
         x = scene.clean
         for _ in range(self.steps):
             normal, lead, margin = self._boundary(scene, x)

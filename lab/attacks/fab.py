@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -45,7 +45,7 @@ class FAB(Method):
 
     def _search(self, scene: Scene, start: int, draws: torch.Generator) -> Found:
         radius, nearest = scene.radius, Nearest(scene)
-        free, first = replace(scene, radius=math.inf), start == 0
+        free, first = scene.unbound(), start == 0
         if isinstance(scene.target.task, Multiclass):
             free = free.aiming_at_rank(start)
             with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -48,7 +48,7 @@ class HopSkipJump(Method):
 
     def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
         radius, nearest = scene.radius, Nearest(scene)
-        scene, wrong = begun(replace(scene, radius=math.inf), self.tries, draws, self.others)
+        scene, wrong = begun(scene.unbound(), self.tries, draws, self.others)
         for k in range(1, self.steps + 1):
             if not len(wrong):
                 break

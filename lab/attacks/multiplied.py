@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -79,7 +79,7 @@ class BiasField(Method):
 
     def _scene(self, target: Target, images: Tensor, labels: Tensor, _start: int) -> Scene:
         scene = Scene.of(target, images, labels, eps=self.eps, norm="linf")
-        return replace(scene, limits=_between(scene, 1 / self.gain, self.gain))
+        return _between(scene, 1 / self.gain, self.gain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ class Speckle(Method):
 
     def _scene(self, target: Target, images: Tensor, labels: Tensor, _start: int) -> Scene:
         scene = Scene.of(target, images, labels, eps=self.eps, norm="linf")
-        return replace(scene, limits=_between(scene, 1 - self.strength, 1 + self.strength))
+        return _between(scene, 1 - self.strength, 1 + self.strength)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +143,10 @@ def lit(scene: Scene, factor: Tensor) -> Tensor:
     return scene.clean + (scene.clean - black).clamp_min(0) * (factor - 1)
 
 
-def _between(scene: Scene, least: float, most: float) -> tuple[Tensor, Tensor]:
-    """Return the values that a signal multiplied by a factor between two may take."""
-    return lit(scene, torch.full_like(scene.clean, least)), lit(scene, torch.full_like(scene.clean, most))
+def _between(scene: Scene, least: float, most: float) -> Scene:
+    """Return the scene in which the signal may be multiplied by a factor between two."""
+    darkest, brightest = (lit(scene, torch.full_like(scene.clean, factor)) for factor in (least, most))
+    return scene.between(darkest, brightest)
 
 
 def _roughness(field: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class Scene:
     strict: bool = False
     """Only the goal counts; else any wrong answer does."""
     limits: tuple[Tensor, Tensor] | None = None
-    """Least and greatest value of each pixel, shaped like the images, where the budget is not a ball."""
+    """Least and greatest whole number that each pixel may be stored as, above the least storable value and shaped like
+    the images; None in an L2 ball, and where the range is the only bound."""
 
     @classmethod
     def of(cls, target: Target, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Self:
@@ -74,8 +75,13 @@ class Scene:
         radius = target.budget(eps)
         if norm == "l2":
             radius = eps * target.level * math.sqrt(images[0].numel())
-        clean = (images - target.low) / target.unit
-        return cls(target, clean, labels, radius / target.unit, norm, torch.arange(len(images), device=images.device))
+        above = images - target.low
+        limits = None
+        if norm == "linf" and math.isfinite(radius):
+            reach, whole = math.floor(radius + 1e-3), above.round()
+            limits = (whole - reach).clamp_(min=0), (whole + reach).clamp_(max=target.high - target.low)
+        index = torch.arange(len(images), device=images.device)
+        return cls(target, above / target.unit, labels, radius / target.unit, norm, index, limits=limits)
 
     @property
     def high(self) -> float:
@@ -92,6 +98,17 @@ class Scene:
             goals=None if self.goals is None else self.goals[chosen],
             limits=None if self.limits is None else (self.limits[0][chosen], self.limits[1][chosen]),
         )
+
+    def unbound(self) -> Scene:
+        """Return the scene in which the range alone bounds a change."""
+        return replace(self, radius=math.inf, limits=None)
+
+    def between(self, least: Tensor, most: Tensor) -> Scene:
+        """Return the scene in which pixels also lie between these, in units of the window, shaped like the images."""
+        lowest, highest = torch.ceil(least * self.target.unit - 1e-3), torch.floor(most * self.target.unit + 1e-3)
+        if self.limits is not None:
+            lowest, highest = torch.maximum(lowest, self.limits[0]), torch.minimum(highest, self.limits[1])
+        return replace(self, limits=(lowest.clamp_(min=0), highest.clamp_(max=self.target.high - self.target.low)))
 
     def aiming(self, goal: int) -> Scene:
         """Return the scene in which only one class counts."""
@@ -119,18 +136,14 @@ class Scene:
         """Return the stored values nearest to points, within range and ball: whole numbers."""
         with torch.no_grad():
             unit = self.target.unit
-            whole = (x * unit).round_().clamp_(0, self.target.high - self.target.low)
+            whole = (x * unit).round_()
+            if self.limits is not None:
+                return whole.clamp_(*self.limits).add_(self.target.low)
+            whole = whole.clamp_(0, self.target.high - self.target.low)
             if math.isfinite(self.radius):
                 clean = (self.clean * unit).round_()
-                if self.norm == "linf":
-                    reach = math.floor(self.radius * unit + 1e-3)
-                    whole = whole.clamp_(clean - reach, clean + reach)
-                else:
-                    whole = clean + rounded_within(x * unit - clean, whole - clean, self.radius * unit)
-            if self.limits is not None:
-                least, most = (limit * unit for limit in self.limits)
-                whole = whole.clamp(torch.ceil(least - 1e-3), torch.floor(most + 1e-3))
-            return whole + self.target.low
+                whole = clean + rounded_within(x * unit - clean, whole - clean, self.radius * unit)
+            return whole.add_(self.target.low)
 
     def whole(self, x: Tensor) -> Tensor:
         """Return the storable points nearest to points, in units of the window."""

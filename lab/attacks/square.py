@@ -35,25 +35,24 @@ class Square(Method):
     def _search(self, scene: Scene, _start: int, draws: torch.Generator) -> Found:
         best = Best(scene)
         channels, columns = scene.clean.shape[1], scene.clean.shape[3]
-        x = scene.inside(scene.clean + scene.radius * _signs((len(scene.clean), channels, 1, columns), draws))
+        least, most = (scene.inside(scene.clean + sign * scene.radius) for sign in (-1, 1))
+        x = torch.where(_heads((len(least), channels, 1, columns), draws), most, least)
         margin = scene.margin(x)
-        best.keep(scene, x, margin)
         for query in range(1, self.queries):
             going = margin >= 0
             if not bool(going.all()):
-                scene, x, margin = scene.only(going), x[going], margin[going]
+                best.keep(scene, x, margin)
+                scene, x, margin, least, most = scene.only(going), x[going], margin[going], least[going], most[going]
                 if not len(x):
                     break
             side = self._side(query, scene.clean.shape[2:])
             where = _squares(x, side, draws)
-            tried = torch.where(
-                where, scene.inside(scene.clean + scene.radius * _signs((len(x), channels, 1, 1), draws)), x
-            )  # fmt: skip
+            tried = torch.where(where, torch.where(_heads((len(x), channels, 1, 1), draws), most, least), x)
             found = scene.margin(tried)
-            best.keep(scene, tried, found)
             better = found < margin
             x = torch.where(better.view(-1, 1, 1, 1), tried, x)
             margin = torch.where(better, found, margin)
+        best.keep(scene, x, margin)
         return best.found()
 
     def _side(self, query: int, size: torch.Size) -> int:
@@ -66,8 +65,8 @@ class Square(Method):
         return self.restarts
 
 
-def _signs(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
-    return 2.0 * torch.randint(2, shape, generator=draws, device=draws.device) - 1.0
+def _heads(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
+    return torch.randint(2, shape, generator=draws, device=draws.device) == 1
 
 
 def _squares(x: Tensor, side: int, draws: torch.Generator) -> Tensor:
