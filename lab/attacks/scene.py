@@ -137,12 +137,13 @@ class Scene:
         with torch.no_grad():
             unit = self.target.unit
             whole = (x * unit).round_()
-            if self.limits is not None:
-                return whole.clamp_(*self.limits).add_(self.target.low)
-            whole = whole.clamp_(0, self.target.high - self.target.low)
-            if math.isfinite(self.radius):
+            if self.limits is None:
+                whole = whole.clamp_(0, self.target.high - self.target.low)
+            if self.norm == "l2" and math.isfinite(self.radius):
                 clean = (self.clean * unit).round_()
                 whole = clean + rounded_within(x * unit - clean, whole - clean, self.radius * unit)
+            if self.limits is not None:
+                whole = whole.clamp_(*self.limits)
             return whole.add_(self.target.low)
 
     def whole(self, x: Tensor) -> Tensor:
