@@ -224,9 +224,10 @@ def moved(images: Tensor, *, seed: int) -> Tensor:
 
 
 def mirrored(images: Tensor, *, seed: int) -> Tensor:
-    """Each image mirrored, and brighter or darker: as new to the model, in a way that no detector has learnt from.
+    """Each image mirrored, and brighter or darker: new to the model too, in a way that no detector has learnt from.
 
-    No pixel is interpolated, so that noise and grain are what they were.
+    No pixel is interpolated. To a model that was trained on mirrored scans as well they are not new, and say no more
+    than the scans as they are.
 
     Args:
         images: (N, C, H, W) clean scans, 0 to 1.

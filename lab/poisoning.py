@@ -185,6 +185,7 @@ class _Scorer:
         self.ensemble, self.folder, self.span = ensemble, folder, ensemble.probe.span
         logits = logits_of(ensemble.probe)
         self.target = Target.of_uint8(lambda rendered: logits(self.span.to_unit(rendered)), profile)
+        self._made: dict[str, Tensor] = {}
 
     def clean(self, name: str, images: Tensor) -> Scores:
         """Of (N, C, H, W) images as the model takes them."""
@@ -205,6 +206,11 @@ class _Scorer:
         )  # fmt: skip
 
     def _attacked(self, name: str, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._attack(name, images, labels, eps, steps)
+        return self._made[name]
+
+    def _attack(self, name: str, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
         stored = (self.span.to_unit(images[:, :1]) * 255).round()
         right = self.target.judged(stored, labels[: len(stored)], batch=BATCH).margin > 0
         found = PGD(eps=eps, steps=steps)(self.target, stored[right], labels[: len(stored)][right])

@@ -110,11 +110,11 @@ class Workbench:
             wider: whether anybody learns from `wider`; it is left out where next to no such attack succeeds, too.
         """
         unit = self.span.to_unit(images[:ATTACKED_MAX])
-        elsewhere = moved(unit, seed=self.seed + 15)
+        elsewhere = moved(unit, seed=self.seed + 15) if wider else unit[:0]
         found: list[Attacked] = []  # (1)
-        ways = [*ATTACK_ROUNDS * [(unit, Family.GRADIENT)], (unit, Family.SOFTENED)]
-        ways += [(elsewhere, Family.GRADIENT), (elsewhere, Family.SOFTENED)]
-        ways = ways if wider else ways[:ATTACK_ROUNDS]
+        ways = ATTACK_ROUNDS * [(unit, Family.GRADIENT)]
+        if wider:
+            ways += [(unit, Family.SOFTENED), (elsewhere, Family.GRADIENT), (elsewhere, Family.SOFTENED)]
         with staged(self.watch, "simulating attacks", len(ways)) as done:
             for k, (view, family) in enumerate(ways):
                 found.append(self._simulated(view, self.seed + 100 + k, family))

@@ -44,6 +44,11 @@ class BiasField(Method):
     confidence: float = math.inf
     """An image leaves the batch when it is misread by more."""
 
+    def __post_init__(self) -> None:
+        Method.__post_init__(self)
+        if not self.gain > 1:
+            raise ValueError(f"gain must be above 1: {self}")
+
     def _search(self, scene: Scene, _start: int, _draws: torch.Generator) -> Found:
         best = Best(scene)
         terms = _polynomials(self.degree, scene.clean)  # (terms, rows, columns)

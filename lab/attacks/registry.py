@@ -38,7 +38,12 @@ _MADE: tuple[Any, ...] = (
 ATTACKS: dict[str, Callable[..., Attack]] = {made.name: made for made in _MADE}
 """The attacks in the order in which a report lists them."""
 
-IN_EVALUATIONS = {"pgd": ("pgd-ce", "pgd-l2"), "apgd": ("apgd-ce", "apgd-dlr"), "low-frequency-pgd": ("low-frequency",)}
+IN_EVALUATIONS = {
+    "pgd": ("pgd-ce", "pgd-l2"),
+    "apgd": ("apgd-ce", "apgd-dlr"),
+    "low-frequency-pgd": ("low-frequency",),
+    "momentum-pgd": ("momentum-pgd-wide",),
+}
 """What an evaluation calls an attack with options, by the attack's name here."""
 
 

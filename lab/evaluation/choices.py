@@ -132,6 +132,10 @@ CHOICES: dict[str, Choice] = {
         "oblivious", LEVELS, lambda a: LowFrequencyPGD(eps=a.eps, steps=a.grade.steps, seed=a.seed)
     ),
     "momentum-pgd": Choice("oblivious", LEVELS, lambda a: MomentumPGD(eps=a.eps, steps=a.grade.steps, seed=a.seed)),
+    "momentum-pgd-wide": Choice(
+        # Smoothed more widely than `gradient_residual` has learnt, and as Dong et al. do it.
+        "oblivious", LEVELS, lambda a: MomentumPGD(eps=a.eps, steps=a.grade.steps, kernel=15, seed=a.seed),
+    ),
     "universal": Choice(
         "oblivious", LEVELS, lambda a: _rehearsed(a, UniversalPerturbation(eps=a.eps, seed=a.seed))
     ),
