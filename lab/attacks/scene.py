@@ -56,7 +56,7 @@ class Scene:
     """Only the goal counts; else any wrong answer does."""
     limits: tuple[Tensor, Tensor] | None = None
     """Least and greatest whole number that each pixel may be stored as, above the least storable value and shaped like
-    the images; None in an L2 ball, and where the range is the only bound."""
+    the images; None where no bound holds for every pixel by itself but the range."""
 
     @classmethod
     def of(cls, target: Target, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Self:

@@ -328,8 +328,19 @@ def test_the_second_network_sees_what_the_first_is_not_shown() -> None:
 
     assert caught(both, softened) > caught(first, softened) + 0.2
     assert caught(both, sharp) > 0.9
-    assert not torch.equal(both.state()["knots"][0], both.state()["knots"][1])
-    assert torch.equal(both.state()["0.score.0.weight"], first.state()["0.score.0.weight"])
+    seen = Observation(images, torch.zeros(len(images), 2), input_gradient=gradients)
+    alone = torch.stack([_one_of(both, place).score(seen).values for place in (0, 1)])
+    assert torch.allclose(both.score(seen).values, alone.amax(0))
+    assert bool((alone[0] > alone[1]).any())
+    assert bool((alone[1] > alone[0]).any())
+
+
+def _one_of(both: GradientResidual, place: int) -> GradientResidual:
+    """One network of two, with its own tail."""
+    state = both.state()
+    mine = {f"0.{name[2:]}": value for name, value in state.items() if name.startswith(f"{place}.")}
+    tail = {name: state[name][place : place + 1] for name in ("knots", "scale")}
+    return GradientResidual.from_state(mine | tail)
 
 
 def test_tails_are_of_clean_scans_as_they_are_and_mirrored(

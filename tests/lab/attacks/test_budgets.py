@@ -23,6 +23,7 @@ from lab.attacks.attack import Attack, Target
 from lab.attacks.features import Cluster
 from lab.attacks.pgd import PGD
 from lab.attacks.registry import ATTACKS
+from lab.attacks.scene import Scene
 
 SHORT: dict[str, Any] = {
     "steps": 2,
@@ -159,6 +160,25 @@ def test_a_field_never_leaves_its_gain(stored: tuple[int, int], seed: int) -> No
 
     assert bool((found.images - images <= signal * (GAIN - 1) + 1e-2).all())
     assert bool((images - found.images <= signal * (1 - 1 / GAIN) + 1e-2).all())
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.5])
+def test_a_gain_that_leaves_no_field_is_refused(gain: float) -> None:
+    with pytest.raises(ValueError, match="gain must be above 1"):
+        attacks.named("bias-field", gain=gain)
+
+
+def test_limits_do_not_lift_the_ball() -> None:
+    """A point of the ball that plain rounding takes out of it: what is stored lies in the limits and in the ball."""
+    images = torch.full((2, 1, 16, 16), 120.0)
+    target = Target(CLASSIFIER, lambda x: x / 255, 1.0, 0.0, 255.0)
+    for norm, within in (("l2", 2.0), ("linf", 1.0)):
+        scene = Scene.of(target, images, torch.zeros(2, dtype=torch.int64), eps=1.6, norm=norm)  # type: ignore[arg-type]
+        bound = scene.between(scene.clean - 2 / 255, scene.clean + 2 / 255)
+        change = bound.stored(bound.inside(scene.clean + 50 / 255)) - images
+        assert float(change.abs().max()) <= within
+        assert float(change.square().mean(dim=(1, 2, 3)).sqrt().max()) <= 1.6 + 1e-4
+        assert torch.equal(bound.unbound().stored(scene.clean + 50 / 255), images + 50)
 
 
 @pytest.mark.parametrize("name", ["speckle", "adversarial-speckle"])
