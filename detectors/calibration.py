@@ -20,6 +20,9 @@ from detectors.errors import InputError, NotFittedError
 TAIL = 0.05
 """Share of clean scans beyond which the rank gives way to a smooth tail."""
 
+SMALLEST = 1e-300
+"""Where a tail would run out to 0, which is no p-value."""
+
 CONFIDENCE = 0.95
 """With which the confident guarantee holds, given the calibration set."""
 
@@ -122,6 +125,16 @@ class ConformalCalibration:
     confident one is the 95 % quantile of Beta(c + 1, n - c), and 1 where c = n: the upper Clopper-Pearson end of the
     clean alarm rate at that place (Bates et al. 2023, arXiv:2104.08279). Either is a table of n + 1 numbers, stored,
     so that nothing but a search is left for run time.
+
+    Ranks cannot tell scans apart that are louder than every clean one, and a study of 500 slices needs that. There the
+    k loudest clean statistics are drawn on as an exponential whose scale is estimated from them, so that at an excess
+    e over the (k + 1)-th
+
+        p = (k + 1) / (n + 1) * (1 + e / sum of the k excesses) ** -k
+
+    and never more than the smallest rank. That is exact on average over calibration sets where the tail is exponential
+    (the excesses over an order statistic are then independent of it, Renyi 1953), and no promise where it is not. A
+    joined statistic, whose channels grow as logarithms (`ParetoTail`), has a lighter one.
     """
 
     def __init__(self, statistics: Tensor, table: Tensor, guarantee: Guarantee) -> None:
@@ -137,6 +150,7 @@ class ConformalCalibration:
         if bool((statistics.diff() < 0).any()) or bool((table.diff() < 0).any()) or float(table[-1]) > 1:
             raise NotFittedError("a conformal table must be sorted and end at or below 1")
         self._statistics, self._table, self.guarantee = statistics, table, guarantee
+        self._tail = _tail(statistics)
 
     @classmethod
     def fit(cls, statistics: Tensor, fpr: float) -> Self:
@@ -167,8 +181,9 @@ class ConformalCalibration:
         if bool(torch.isnan(statistics).any()):
             raise InputError("a statistic is not a number")
         known = self._statistics.to(statistics.device, torch.float64)
-        smaller = torch.searchsorted(known, statistics.detach().double().contiguous(), side="left")
-        return self._table.to(statistics.device)[len(known) - smaller]
+        asked = statistics.detach().double().contiguous()
+        at_least = self.size - torch.searchsorted(known, asked, side="left")
+        return _drawn_on(self._table.to(asked.device)[at_least], at_least, asked, self._tail.to(asked.device))
 
     def place(self, p_value: float) -> int:
         """How many clean statistics were at least as large, from 0 to n, where `p_value` was given."""
@@ -219,6 +234,7 @@ class Promised:
         self._known = pad_sequence([c._statistics.double() for c in each], batch_first=True, padding_value=math.inf)
         self._table = pad_sequence([c._table for c in each], batch_first=True, padding_value=1.0)
         self._sizes = torch.tensor([[c.size] for c in each], device=self._known.device)
+        self._tails = torch.stack([c._tail for c in each], 1)[..., None]
 
     def p_values(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By detector (N,) float64 in (0, 1], as `ConformalCalibration.p_value` gives them.
@@ -232,9 +248,26 @@ class Promised:
         asked = torch.stack([statistics[name] for name in self._names]).detach().double()
         if bool(torch.isnan(asked).any()):
             raise InputError("a statistic is not a number")
-        smaller = torch.searchsorted(self._known, asked, side="left")
-        found = self._table.gather(1, self._sizes - smaller)
+        at_least = self._sizes - torch.searchsorted(self._known, asked, side="left")
+        found = _drawn_on(self._table.gather(1, at_least), at_least, asked, self._tails)
         return dict(zip(self._names, found.unbind(), strict=True))
+
+
+def _tail(statistics: Tensor) -> Tensor:
+    """(4,) float64 of clean statistics (n,), increasing: k, the chance to be beyond the (k + 1)-th loudest, that
+    statistic, and by how much the k loudest exceed it together."""
+    n = len(statistics)
+    k = min(max(1, int(TAIL * n)), n - 1)
+    over = statistics[n - k - 1].double()
+    excesses = float((statistics[n - k :].double() - over).sum())
+    return torch.tensor([k, (k + 1) / (n + 1), float(over), excesses or math.inf], dtype=torch.float64).to(over.device)
+
+
+def _drawn_on(ranked: Tensor, at_least: Tensor, statistics: Tensor, tail: Tensor) -> Tensor:
+    """p-values, those of scans that no clean one is as loud as drawn on; `tail` (4, ...) as `_tail` gives it."""
+    k, chance, over, excesses = tail
+    beyond = chance * torch.exp(-k * torch.log1p((statistics - over).clamp_min(0) / excesses))
+    return torch.where(at_least > 0, ranked, torch.minimum(ranked, beyond.clamp_min(SMALLEST)))
 
 
 def fewest(fpr: float, guarantee: Guarantee) -> int:

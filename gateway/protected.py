@@ -12,7 +12,6 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from detectors.artifact import CATEGORIES, COLOUR
-from detectors.calibration import Guarantee, smallest
 from detectors.errors import ConversionError, InputError
 from detectors.models.served import CARD, Card
 from detectors.mondrian import Taxonomy
@@ -49,8 +48,6 @@ class ProtectedModel:
     """What the calibration promises: `confident` or `marginal`."""
     false_positive_rate: float
     """The smallest rate that the detectors were calibrated for."""
-    p_value_min: float
-    """The p-value of a scan that is louder than every clean one of the calibration: ranks end there."""
     detectors: frozenset[str]
     """Names of the detectors, deciding and reported."""
     random: bool = False
@@ -75,11 +72,6 @@ class ProtectedModel:
             facts = json.loads(manifest)
             guarantee, rate = str(facts["guarantee"]), float(facts["fpr"])
             taxonomy = Taxonomy.of(facts[CATEGORIES]) if CATEGORIES in facts else None
-            p_value_min = (
-                taxonomy.p_value_min(Guarantee(guarantee))
-                if taxonomy is not None
-                else smallest(int(facts["n_b"]), Guarantee(guarantee))
-            )
             entries = dict(facts["detectors"])
             random = any(bool(dict(entry).get("random")) for entry in entries.values())
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
@@ -91,7 +83,7 @@ class ProtectedModel:
         model = _read(config.model, f"models.{name}.model") if config.model is not None else _card(name, config, facts)
         names = frozenset(entries)
         return cls(
-            name, profile, model, config.detectors, manifest, guarantee, rate, p_value_min, names, random, taxonomy,
+            name, profile, model, config.detectors, manifest, guarantee, rate, names, random, taxonomy,
             served_only=config.model is None,
         )  # fmt: skip
 

@@ -58,8 +58,6 @@ class Route:
     """Where detectors examine: whether the source still sends what they were calibrated on."""
     monitored: Mapping[str, date] = field(default_factory=dict)
     """Sources in monitor mode, each until its day begins (UTC)."""
-    p_value_min: float | None = None
-    """The smallest p-value that the detectors' calibration can give; None without a model."""
 
     def pipeline_for(self, scan: Scan) -> Pipeline:
         """The pipeline for objects or for bare tensors; raises ScanError where the route takes no tensors."""
@@ -198,7 +196,7 @@ class ProtectionService:
     def begin_study(self, route: str, receiver: str, source: Source) -> Study:
         """A study that is about to be sent as a whole; raises `ScanError` where the route takes none."""
         judged_by = self._route_at(route, source)
-        if judged_by.p_value_min is not None and judged_by.policy.settings.study is None:
+        if judged_by.profile is not None and judged_by.policy.settings.study is None:
             raise ScanError("this route takes no whole studies: its policy has no word for them")
         return Study(route, receiver, source)
 
@@ -213,7 +211,7 @@ class ProtectionService:
         if not replies:
             raise ScanError("a study has at least one instance")
         route = self._route_at(study.route, study.source)
-        slices, p_value = together(replies, route.p_value_min or 0.0)  # (1) take the slices together
+        slices, p_value = together(replies)  # (1) take the slices together
         verdict = route.policy.decide_study([reply.verdict for reply in replies], p_value)  # (2) decide
         settings = route.policy.settings.study
         rate = None if settings is None else settings.false_discovery_rate

@@ -14,8 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from detectors.calibration import Guarantee, smallest
-from gateway.finding import Finding, Outcome
-from gateway.study.fusion import fuse, slice_p_value
+from gateway.study.fusion import fuse
 from lab import phantoms
 from lab.attacks.pgd import PGD
 from lab.phantom_detectors import FPR, split_of
@@ -23,7 +22,6 @@ from lab.results import Bench
 from lab.seeds import seeds_of
 from lab.statistics import clopper_pearson
 from lab.workbench import BATCH
-from signing import Reason
 
 RATE = 0.05
 """The false discovery rate."""
@@ -44,8 +42,13 @@ class Pool:
 
     p_values: NDArray[np.float64]
     """(N,): with which each goes into its study's."""
-    ranks: NDArray[np.float64]
-    """(N,): its rank alone, which ends at the calibration's smallest."""
+    floor: float
+    """Where ranks end."""
+
+    @property
+    def ranks(self) -> NDArray[np.float64]:
+        """(N,): of each its rank alone."""
+        return np.maximum(self.p_values, self.floor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Row:
     ranks: int
     """Fused from ranks alone."""
     fused: int
+    framed: int
+    """Flagged as frames of one object, by the loudest at the rate of a single scan (Bonferroni)."""
     named: int | None
     """Of those fused, in how many the bad slice is among the named ones; None where there is none."""
 
@@ -100,8 +105,8 @@ def _clean(bench: Bench, seeds: range, floor: float, workers: int) -> Pool:
     with console.status(f"{len(seeds)} clean slices"):
         for first in range(0, len(seeds), phantoms.AHEAD):
             images = split_of(seeds[first : first + phantoms.AHEAD], bench.profile, workers).images
-            parts.append(_examined(bench, images, floor))
-    return Pool(*(np.concatenate(each) for each in zip(*((p.p_values, p.ranks) for p in parts), strict=True)))
+            parts.append(_examined(bench, images))
+    return Pool(np.concatenate(parts), floor)
 
 
 def _attacked(bench: Bench, level: float, count: int, floor: float) -> Pool:
@@ -112,49 +117,42 @@ def _attacked(bench: Bench, level: float, count: int, floor: float) -> Pool:
         found = PGD(eps=level, steps=20)(bench.target, stored, torch.from_numpy(phantoms.labels(seeds)))
         images = found.images[found.success]
         if not len(images):
-            return Pool(np.empty(0), np.empty(0))
+            return Pool(np.empty(0), floor)
         with torch.no_grad():
             rendered = torch.cat([bench.target.view(part) for part in torch.split(images, 16)])
-    return _examined(bench, rendered, floor)
+    return Pool(_examined(bench, rendered), floor)
 
 
-def _examined(bench: Bench, rendered: Tensor, floor: float) -> Pool:
-    """As the detection stage and the study would have it; rendered (N, channels, height, width)."""
+def _examined(bench: Bench, rendered: Tensor) -> NDArray[np.float64]:
+    """p-values (N,) as the detection stage would have them; rendered (N, channels, height, width)."""
     probe = bench.ensemble.probe
-    ranks: list[float] = []
-    statistics: list[float] = []
+    p_values: list[float] = []
     for part in torch.split(probe.span.from_unit(probe.span.to_unit(rendered)), BATCH):
         seen = probe.observe(part, bench.ensemble.deciding_needs, seeds=seeds_of(part))
         with torch.no_grad():
             statistic = bench.ensemble.statistic(seen)
-        ranks += bench.ensemble.conformal.p_value(statistic).tolist()
-        statistics += statistic.tolist()
-    p_values = [
-        slice_p_value(Finding("detection", Outcome.PASSED, Reason.OK, score=score, p_value=rank), floor)
-        for rank, score in zip(ranks, statistics, strict=True)
-    ]
-    return Pool(np.array(p_values, np.float64), np.array(ranks, np.float64))
+        p_values += bench.ensemble.conformal.p_value(statistic).tolist()
+    return np.array(p_values, np.float64)
 
 
 def _measured(random: np.random.Generator, clean: Pool, bad: Pool | None, what: str, size: int, studies: int) -> Row:
     """Draw studies without putting a slice into one of them twice, and judge each in three ways."""
-    any_slice = ranks = fused = named = 0
+    any_slice = ranks = fused = framed = named = 0
     for _ in range(studies):
-        chosen = random.choice(len(clean.p_values), size, replace=False)
-        p_values, alone = clean.p_values[chosen], clean.ranks[chosen]
+        drawn = Pool(clean.p_values[random.choice(len(clean.p_values), size, replace=False)], clean.floor)
         place = int(random.integers(size))
         if bad is not None:
-            pick = int(random.integers(len(bad.p_values)))
-            p_values[place], alone[place] = bad.p_values[pick], bad.ranks[pick]
-        together = fuse(p_values.tolist())
-        by_rank = fuse(alone.tolist())
+            drawn.p_values[place] = random.choice(bad.p_values)
+        together = fuse(drawn.p_values.tolist())
+        by_rank = fuse(drawn.ranks.tolist())
         assert together is not None
         assert by_rank is not None
-        any_slice += bool((alone <= FPR).any())
+        any_slice += bool((drawn.p_values <= FPR).any())
         ranks += by_rank.p_value <= RATE
         fused += together.p_value <= RATE
+        framed += bool(size * drawn.p_values.min() <= FPR)
         named += together.adjusted[place] <= RATE
-    return Row(size, what, studies, any_slice, ranks, fused, None if bad is None else named)
+    return Row(size, what, studies, any_slice, ranks, fused, framed, None if bad is None else named)
 
 
 def _report(bench: Bench, clean: Pool, bad: dict[float, Pool], floor: float, rows: Sequence[Row], command: str) -> str:
@@ -174,11 +172,12 @@ def _report(bench: Bench, clean: Pool, bad: dict[float, Pool], floor: float, row
         "",
         f"A study is called suspect at a false discovery rate of {RATE:g} ([policy](policy.md)). *Some slice* is what",
         f"judging each slice on its own at p <= {FPR:g} comes to; *ranks alone* is the fusion without the tail beyond",
-        "the last clean scan. *Named* is how often the attacked slice is among those that the fusion points at.",
+        "the last clean scan. *Named* is how often the attacked slice is among those that the fusion points at. *One",
+        f"object* is what becomes of the same slices as frames of one object, flagged at p <= {FPR:g} by the loudest.",
         "Intervals are 95 % Clopper-Pearson over the studies, which share their slices: the true ones are wider.",
         "",
-        "| study | slices | some slice | ranks alone | together | named |",
-        "|---|---|---|---|---|---|",
+        "| study | slices | some slice | ranks alone | together | named | one object |",
+        "|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",
         "## The tail beyond the last clean scan",
@@ -194,7 +193,7 @@ def _report(bench: Bench, clean: Pool, bad: dict[float, Pool], floor: float, row
 def _line(row: Row) -> str:
     named = "" if row.named is None else _share(row.named, row.studies)
     cells = [row.what, str(row.size), *(_share(count, row.studies) for count in (row.any_slice, row.ranks, row.fused))]
-    return "| " + " | ".join([*cells, named]) + " |"
+    return "| " + " | ".join([*cells, named, _share(row.framed, row.studies)]) + " |"
 
 
 def _tail_table(clean: Pool, bad: dict[float, Pool]) -> list[str]:

@@ -223,7 +223,6 @@ def build_service(
             plan.models[configured.model].profile if configured.model is not None else None,
             _tensors(plan, name, stages, records.metrics),
             monitored=monitored,
-            p_value_min=plan.models[configured.model].p_value_min if configured.model is not None else None,
             drift=records.drift.on(plan.calibrated[configured.model]) if configured.model else None,
         )
     return ProtectionService(

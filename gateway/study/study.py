@@ -12,7 +12,7 @@ from gateway.finding import Finding
 from gateway.policy import DETECTION
 from gateway.reply import Receipt, Reply
 from gateway.scan import Scan, Source
-from gateway.study.fusion import fuse, slice_p_value
+from gateway.study.fusion import fuse
 from gateway.verdict import Verdict
 
 
@@ -110,9 +110,9 @@ class Study:
             return tuple(reply for _, reply in sorted(self._replies.values(), key=lambda numbered: numbered[0]))
 
 
-def together(replies: Sequence[Reply], p_value_min: float) -> tuple[tuple[Slice, ...], float | None]:
+def together(replies: Sequence[Reply]) -> tuple[tuple[Slice, ...], float | None]:
     """The instances as slices of one study, and the p-value of "every slice is clean"; None where none has one."""
-    p_values = [_p_value(reply.findings, p_value_min) for reply in replies]
+    p_values = [_p_value(reply.findings) for reply in replies]
     fused = fuse([p_value for p_value in p_values if p_value is not None])
     if fused is None:
         return tuple(Slice(reply) for reply in replies), None
@@ -124,6 +124,6 @@ def together(replies: Sequence[Reply], p_value_min: float) -> tuple[tuple[Slice,
     return slices, fused.p_value
 
 
-def _p_value(findings: Sequence[Finding], p_value_min: float) -> float | None:
-    detection = next((finding for finding in findings if finding.stage == DETECTION), None)
-    return None if detection is None else slice_p_value(detection, p_value_min)
+def _p_value(findings: Sequence[Finding]) -> float | None:
+    """Of a slice; None where the detectors did not examine it."""
+    return next((finding.p_value for finding in findings if finding.stage == DETECTION), None)

@@ -1,12 +1,15 @@
 """p-values keep their promises: at most 1, monotone, super-uniform on clean scans."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
-from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest, table
+from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest, smallest, table
 from detectors.errors import InputError, NotFittedError
 
 FPRS = st.sampled_from([0.005, 0.01, 0.02, 0.05, 0.1])
@@ -71,6 +74,40 @@ def test_the_guarantee_follows_from_the_number_of_scans(n: int, guarantee: Guara
 def test_too_few_scans_are_refused_with_the_number_that_would_do() -> None:
     with pytest.raises(InputError, match=r"98 clean scans .* at least 99 are needed, 299 for 95 % confidence"):
         ConformalCalibration.fit(torch.arange(98).float(), 0.01)
+
+
+@pytest.mark.parametrize("n", [20, 94, 400])
+def test_beyond_the_loudest_clean_scan_the_tail_is_exact_where_clean_excesses_are_exponential(n: int) -> None:
+    """On average over calibration sets, as conformal p-values are: neither too small nor needlessly large."""
+    alpha, sets, further = 1e-3, 2000, torch.linspace(0, 40, 4001, dtype=torch.float64)
+    drawn = -torch.rand(sets, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).log()
+    missed = []
+    for clean in drawn.sort(1).values:
+        calibration = ConformalCalibration(clean, table(n, Guarantee.MARGINAL), Guarantee.MARGINAL)
+        loud = further[calibration.p_value(further) <= alpha]
+        missed.append(math.exp(-float(loud[0])) if len(loud) else 0.0)  # chance of a clean scan to be so loud
+
+    doubt = 4 * float(np.std(missed)) / math.sqrt(sets)
+    assert alpha - doubt - 0.02 * alpha <= float(np.mean(missed)) <= alpha + doubt
+
+
+def test_ranks_count_up_to_the_loudest_clean_scan_and_the_tail_never_says_more_than_they() -> None:
+    clean = torch.randn(500, generator=torch.Generator().manual_seed(3)).sort().values
+    calibration = ConformalCalibration.fit(clean, 0.01)
+    louder = calibration.p_value(float(clean[-1]) + torch.tensor([1e-6, 0.5, 1.0, 5.0, 20.0, 1e30]))
+
+    assert torch.equal(calibration.p_value(clean).flip(0), table(500, Guarantee.CONFIDENT)[1:])
+    assert float(louder[0]) <= smallest(500, Guarantee.CONFIDENT)
+    assert bool((louder.diff() < 0).all())
+    assert 0 < float(louder[-1]) < 1e-30
+
+
+@pytest.mark.parametrize("clean", [[1.0], [3.0] * 40])
+def test_where_clean_scans_show_no_tail_p_values_end_with_the_ranks(clean: list[float]) -> None:
+    """One scan has none beyond it, and equal ones no excess."""
+    ranks = table(len(clean), Guarantee.MARGINAL)
+    calibration = ConformalCalibration(torch.tensor(clean), ranks, Guarantee.MARGINAL)
+    assert float(calibration.p_value(torch.tensor([1e9]))) == pytest.approx(1 / (len(clean) + 1))
 
 
 def test_what_is_not_a_number_gets_no_p_value() -> None:

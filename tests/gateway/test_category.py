@@ -180,7 +180,6 @@ def examine(model: ProtectedModel, engine: LocalEngine):
 def test_the_artefact_says_by_what_and_on_how_many_it_was_calibrated(model: ProtectedModel) -> None:
     assert model.taxonomy == Taxonomy(THREE.attributes, {HOME: COUNT, MR: COUNT})
     assert model.guarantee == "marginal"
-    assert model.p_value_min == pytest.approx(1 / (COUNT + 1))
 
 
 def test_each_kind_is_judged_by_its_own_and_a_stranger_by_the_strictest(examine) -> None:

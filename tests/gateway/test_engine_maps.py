@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectors.artifact import Artefact
+from detectors.calibration import Guarantee, smallest
 from detectors.heat import drawn
 from gateway.case import Image
 from gateway.deadline import Deadline
@@ -34,9 +35,7 @@ def noise(seed: int, frames: int = 1) -> NDArray[np.float32]:
 def model() -> ProtectedModel:
     manifest = (PHANTOM / "detectors" / "manifest.json").read_bytes()
     profile, onnx = Profile.load(PHANTOM / "profile.toml"), (PHANTOM / "model.onnx").read_bytes()
-    return ProtectedModel(
-        "phantom", profile, onnx, PHANTOM / "detectors", manifest, "confident", 0.01, 0.001, frozenset()
-    )
+    return ProtectedModel("phantom", profile, onnx, PHANTOM / "detectors", manifest, "confident", 0.01, frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +54,18 @@ def soon() -> Deadline:
     return Deadline.after(60.0)
 
 
-def test_the_statistic_that_orders_beyond_all_ranks_reaches_the_gateway(
+def test_beyond_all_clean_scans_the_p_value_goes_on_and_reaches_the_gateway(
     engine: LocalEngine, artefact: Artefact
 ) -> None:
-    """Two scans louder than every calibrated one have the same rank; a study tells them apart by this."""
-    pixels = noise(13, 3)
+    """Two scans louder than every calibrated one would have the same rank; a study must tell them apart."""
+    pixels = noise(13, 3).round()
     seen = artefact.ensemble.examine(torch.from_numpy(pixels))
     alone = engine.submit(Image(pixels[:1], "phantom"), soon(), None).result(60)
     series = engine.submit(Image(pixels, "phantom"), soon(), None).result(60)
-    assert alone.statistic == pytest.approx(float(seen.statistic[0]), rel=1e-3)
+    assert alone.p_value == pytest.approx(float(seen.p_value[0]), rel=1e-2)
+    assert series.p_value == pytest.approx(3 * float(seen.p_value.min()), rel=1e-2)
     assert series.statistic == pytest.approx(float(seen.statistic.max()) - np.log(3), rel=1e-3)
+    assert alone.p_value < smallest(int(artefact.manifest["n_b"]), Guarantee.CONFIDENT)
 
 
 def test_a_map_is_of_the_loudest_frame(engine: LocalEngine, artefact: Artefact) -> None:

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gateway.finding import Finding, GatewayReason, Outcome
-from gateway.study.fusion import fuse, slice_p_value
+from gateway.study.fusion import fuse
 
 SLICES, STUDIES, RATE = 500, 2000, 0.05
 DOUBT = 3.0 * math.sqrt(RATE * (1.0 - RATE) / STUDIES)
@@ -127,29 +126,3 @@ def test_nothing_comes_of_nothing_and_what_is_no_p_value_is_refused():
     for value in (0.0, -0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="outside"):
             fuse([0.5, value])
-
-
-FLOOR = 0.0025
-
-
-def _finding(p_value: float | None, score: float | None) -> Finding:
-    return Finding("detection", Outcome.PASSED, GatewayReason.SUSPECT, score=score, p_value=p_value)
-
-
-@pytest.mark.parametrize(
-    ("p_value", "score", "goes_in"),
-    [
-        (0.3, 20.0, 0.3),  # a rank is believed, whatever the tail says
-        (FLOOR, 3.0, FLOOR),  # the tail never makes it larger
-        (FLOOR, math.log(1e5), 1e-5),
-        (FLOOR * (1 - 1e-9), math.log(1e5), 1e-5),
-        (FLOOR, 1e9, 1e-300),
-        (FLOOR, None, FLOOR),
-        (FLOOR, math.nan, FLOOR),
-        (None, 20.0, None),
-        (math.nan, 20.0, None),
-        (0.0, 20.0, None),
-    ],
-)
-def test_a_slice_louder_than_all_clean_scans_goes_in_with_the_tail_beyond(p_value, score, goes_in):
-    assert slice_p_value(_finding(p_value, score), FLOOR) == (goes_in if goes_in is None else pytest.approx(goes_in))

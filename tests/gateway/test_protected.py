@@ -177,13 +177,6 @@ def test_a_policy_may_not_ask_detectors_for_what_they_cannot_say(
     assert [problem.split(": ")[0] for problem in caught.value.problems] == [key]
 
 
-def test_the_smallest_p_value_is_that_of_the_calibration(config: ModelConfig, tmp_path: Path) -> None:
-    assert ProtectedModel.load("m", config, trust(tmp_path)).p_value_min == pytest.approx(1 - 0.05 ** (1 / 320))
-    seal(tmp_path / "detectors", manifest(n_b=0))
-    with pytest.raises(ConfigError, match="malformed"):
-        ProtectedModel.load("m", config, trust(tmp_path))
-
-
 class TestAModelThatOnlyAServerHas:
     """No file of it is here: what stands for it is the card that the manifest binds."""
 

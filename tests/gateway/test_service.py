@@ -42,6 +42,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.testing import WIDE_LIMITS
 from gateway.verdict import Disposition, Verdict
 from signing import Reason
+from tiny import PROFILE
 
 RECEIPT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01")
 PREDICTION = Prediction("ct", "1", ("clear", "nodule"), (0.25, 0.75))
@@ -142,8 +143,8 @@ def house(tmp_path: Path, checkpoint_key, make_scan, digests) -> Iterator[House]
         {
             "ct": Route("ct", pipeline, policy, model, digests),
             "monitored": Route("monitored", pipeline, policy, model, digests, monitored=monitored),
-            "modelled": Route("modelled", pipeline, with_studies, model, digests, p_value_min=0.0025),
-            "wordless": Route("wordless", pipeline, policy, model, digests, p_value_min=0.0025),
+            "modelled": Route("modelled", pipeline, with_studies, model, digests, PROFILE),
+            "wordless": Route("wordless", pipeline, policy, model, digests, PROFILE),
             "archive": Route("archive", pipeline, policy, None, digests),
             "empty": Route("empty", Pipeline([], metrics), policy, model, digests),
         },
@@ -355,8 +356,8 @@ def test_what_monitor_mode_answered_is_not_the_answer_once_it_is_over(house):
     assert house.protect(b"q scan", route="monitored").verdict.disposition is Disposition.QUARANTINE
 
 
-def _detected(data: bytes, p_value: float, score: float) -> Reply:
-    found = Finding(DETECTION, Outcome.PASSED, Reason.OK, score=score, p_value=p_value)
+def _detected(data: bytes, p_value: float) -> Reply:
+    found = Finding(DETECTION, Outcome.PASSED, Reason.OK, score=0.0, p_value=p_value)
     receipt = Receipt(b"receipt of " + data)
     return Reply(hashlib.sha256(data).hexdigest(), Verdict(Disposition.ADMIT, ()), None, receipt, len(data), (found,))
 
@@ -364,16 +365,16 @@ def _detected(data: bytes, p_value: float, score: float) -> Reply:
 @pytest.mark.parametrize(
     ("loudest", "disposition", "suspect"),
     [
-        ((0.0025, 12.0), Disposition.QUARANTINE, [4]),  # beyond every clean scan, and far
-        ((0.0025, 7.0), Disposition.ADMIT, []),  # as loud as one in a thousand: of 500 slices one may be
+        (1e-5, Disposition.QUARANTINE, [4]),  # beyond every clean scan, and far
+        (0.001, Disposition.ADMIT, []),  # as loud as one in a thousand: of 500 slices one may be
     ],
 )
 def test_one_slice_in_500_makes_a_study_suspect_and_is_named(house, loudest, disposition, suspect):
     study = house.service.begin_study("modelled", "grpc", Source("ct-scanner"))
     ranks = [(rank + 1) / 500 for rank in range(499)]
     for number, p_value in enumerate(ranks):
-        study.answered(number, _detected(f"slice {number}".encode(), max(p_value, 0.0025), 0.0))
-    study.answered(500, _detected(b"odd!", *loudest))
+        study.answered(number, _detected(f"slice {number}".encode(), p_value))
+    study.answered(500, _detected(b"odd!", loudest))
     reply = house.service.conclude(study)
     record = _records(house.log)[reply.place]
     assert (reply.judged.verdict.disposition, record["suspect"], len(record["p_values"])) == (disposition, suspect, 500)

@@ -10,6 +10,7 @@ import torch
 
 from detectors.artifact import Artefact
 from gateway.protected import MANIFEST_ENVELOPE, MANIFEST_TYPE
+from gateway.study.fusion import fuse
 from lab import phantoms
 from lab.attacks.pgd import PGD
 from lab.phantom_detectors import FPR, PUBLIC_KEY
@@ -72,3 +73,22 @@ def test_it_passes_clean_slices_and_flags_attacked_ones(bench: Bench) -> None:
     assert int((clean.p_value <= FPR).sum()) <= 2
     assert int(found.success.sum()) >= 8
     assert float((attacked.p_value <= FPR).float().mean()) > 0.6
+
+
+def test_one_attacked_slice_of_a_hundred_is_found_whether_sent_as_a_study_or_as_frames_of_one_object(
+    bench: Bench,
+) -> None:
+    """A rank among the calibration's clean slices says at least 0.0025, and a hundred times that alarms nobody."""
+    clean, shown = phantoms.seeds("test", 99, skip=14_000), phantoms.seeds("demo", 12)
+    quiet = torch.cat(
+        [bench.ensemble.examine(bench.target.view(stored(clean[at : at + 33]))).p_value for at in (0, 33, 66)]
+    )
+    found = PGD(eps=2, steps=12)(bench.target, stored(shown), torch.from_numpy(phantoms.labels(shown)))
+    loud = bench.ensemble.examine(bench.target.view(found.images[found.success])).p_value.tolist()
+
+    assert fuse(quiet.tolist()).p_value > 0.05
+    assert 99 * float(quiet.min()) > FPR
+    assert len(loud) >= 4
+    studies = [fuse([*quiet.tolist(), each]) for each in loud]
+    assert sum(study.adjusted[-1] <= 0.05 for study in studies) >= 0.8 * len(loud)
+    assert sum(100 * each <= FPR for each in loud) >= 0.5 * len(loud)
