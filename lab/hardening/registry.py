@@ -7,6 +7,7 @@ from typing import Any
 
 from lab.hardening.adversarial import AdversarialTraining
 from lab.hardening.ard import ARD
+from lab.hardening.densenet import DenseNet
 from lab.hardening.distillation import DefensiveDistillation
 from lab.hardening.dual_norm import DualBatchNorm
 from lab.hardening.feature_noise import FeatureNoise
@@ -25,7 +26,7 @@ from lab.hardening.vit import ViT
 
 _MADE: tuple[type[Method], ...] = (
     Undefended, AdversarialTraining, Trades, Mart, SSAT, MPAdvT, MAAdvT, ARD, DualBatchNorm, Twin,
-    InputGradient, FeatureNoise, SpeckleTraining, SignActivation, ViT, DefensiveDistillation,
+    InputGradient, FeatureNoise, SpeckleTraining, SignActivation, ViT, DenseNet, DefensiveDistillation,
 )  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {made.name: made for made in _MADE}

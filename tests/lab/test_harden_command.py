@@ -260,6 +260,7 @@ def test_masks_are_not_hardened(site: Path) -> None:
     [
         ("magic", [], "no method is called 'magic'"),
         ("vit", ["--option", "patch=5"], "no whole number of patches"),
+        ("densenet", ["--option", "growth=0"], "above 0"),
         ("trades", ["--option", "weight"], "write name=value"),
         ("trades", ["--recipe", "depth=3"], "a recipe has no depth"),
         ("trades", ["--recipe", "weight_decay=lots"], "must be like 0.02"),
@@ -288,7 +289,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(told: str) -> None:
         words.recipe(Recipe(), [told])
 
 
-@pytest.mark.parametrize("name", ["dual_norm", "speckle", "feature_noise", "sign", "vit"])
+@pytest.mark.parametrize("name", ["dual_norm", "speckle", "feature_noise", "sign", "vit", "densenet"])
 def test_every_network_becomes_a_file_that_detectors_can_be_fitted_for(name: str) -> None:
     """The graph is rebuilt, for any number of images, with the answers of the file."""
     profile, method = Profile.from_toml(PROFILE.encode()), named(name)

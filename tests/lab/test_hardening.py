@@ -97,6 +97,20 @@ def test_a_hardened_network_withstands_what_misleads_a_plain_one(name: str) -> N
     assert robust > plain + 0.2
 
 
+def test_another_architecture_is_no_defence() -> None:
+    attack = PGD(eps=LEVEL, steps=20, confidence=0.0)
+
+    assert right("densenet", None) > 0.85
+    assert right("densenet", attack) < right("pgd_at", attack) - 0.3
+
+
+def test_images_that_a_network_would_halve_to_nothing_are_refused() -> None:
+    method = named("densenet")
+    tiny = Course(torch.zeros(0, 1, 8, 16), torch.zeros(0), 2, Task.MULTICLASS, method.recipe, seed=0)
+    with pytest.raises(ValueError, match="8 x 16 pixels are fewer than 16 x 16"):
+        method.network(tiny, None)
+
+
 def test_defensive_distillation_is_broken_on_the_logits() -> None:
     """Carlini and Wagner's attack, within a length that adversarial training withstands."""
     attack = CarliniWagner(eps=LEVEL, steps=40, searches=3, weight=10.0)
