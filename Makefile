@@ -61,7 +61,7 @@ demo: install ## Start a gateway on this machine and show it at work
 	@$(BIN)/scanward demo
 
 test: install system $(PEERS)/tritonclient/.installed ## Run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-peers: install $(PEERS)/mlserver/.installed $(PEERS)/pytriton/.installed $(PEERS)/attacks/.installed ## Run the tests beside model servers and attack libraries
 	@$(BIN)/python -m pytest tests/e2e tests/lab -m peers
