@@ -20,6 +20,9 @@ from detectors.errors import InputError, NotFittedError
 TAIL = 0.05
 """Share of clean scans beyond which the rank gives way to a smooth tail."""
 
+RARE = 0.01
+"""Of calibrations: where the loudest clean scan would be so loud in fewer, the tail is another one than was thought."""
+
 SMALLEST = 1e-300
 """Where a tail would run out to 0, which is no p-value."""
 
@@ -126,15 +129,18 @@ class ConformalCalibration:
     clean alarm rate at that place (Bates et al. 2023, arXiv:2104.08279). Either is a table of n + 1 numbers, stored,
     so that nothing but a search is left for run time.
 
-    Ranks cannot tell scans apart that are louder than every clean one, and a study of 500 slices needs that. There the
-    k loudest clean statistics are drawn on as an exponential whose scale is estimated from them, so that at an excess
-    e over the (k + 1)-th
+    Ranks cannot tell scans apart that are louder than every clean one, and a study of 500 slices needs that. There,
+    where it is asked for, the k loudest clean statistics are drawn on as an exponential whose scale is estimated from
+    them: at an excess e over the (k + 1)-th
 
-        p = (k + 1) / (n + 1) * (1 + e / sum of the k excesses) ** -k
+        (k + 1) / (n + 1) * (1 + e / sum of the k excesses) ** -k
 
-    and never more than the smallest rank. That is exact on average over calibration sets where the tail is exponential
-    (the excesses over an order statistic are then independent of it, Renyi 1953), and no promise where it is not. A
-    joined statistic, whose channels grow as logarithms (`ParetoTail`), has a lighter one.
+    and never more than the smallest rank. Where the tail is exponential that formula is exact on average over
+    calibration sets (the excesses over an order statistic are then independent of it, Renyi 1953), so with the ranks
+    P(p <= alpha) <= alpha; where it is not, nothing is promised. A joined statistic, whose channels grow as logarithms
+    (`ParetoTail`), has a lighter one; a detector's own score may have a heavier one. Where the loudest clean scan
+    itself would be rarer than once in a hundred calibrations (a far outlier, or scores that take few values), the tail
+    is not exponential, and p-values end with the ranks.
     """
 
     def __init__(self, statistics: Tensor, table: Tensor, guarantee: Guarantee) -> None:
@@ -145,12 +151,12 @@ class ConformalCalibration:
             table: (n + 1,) p-value for each number of clean statistics that are at least as large.
             guarantee: what the table promises.
         """
-        if table.shape != (len(statistics) + 1,):
+        if not len(statistics) or table.shape != (len(statistics) + 1,):
             raise NotFittedError("a conformal table has one entry more than there are clean statistics")
         if bool((statistics.diff() < 0).any()) or bool((table.diff() < 0).any()) or float(table[-1]) > 1:
             raise NotFittedError("a conformal table must be sorted and end at or below 1")
         self._statistics, self._table, self.guarantee = statistics, table, guarantee
-        self._tail = _tail(statistics)
+        self._tail = tail_of(statistics)
 
     @classmethod
     def fit(cls, statistics: Tensor, fpr: float) -> Self:
@@ -172,8 +178,12 @@ class ConformalCalibration:
         guarantee = Guarantee.CONFIDENT if n >= fewest(fpr, Guarantee.CONFIDENT) else Guarantee.MARGINAL
         return cls(statistics.sort().values, table(n, guarantee).to(statistics.device), guarantee)
 
-    def p_value(self, statistics: Tensor) -> Tensor:
+    def p_value(self, statistics: Tensor, *, beyond: bool = False) -> Tensor:
         """(N,) float64 in (0, 1], decreasing in the statistic; carries no gradient.
+
+        Args:
+            statistics: (N,).
+            beyond: draw the clean ones on where ranks end.
 
         Raises:
             InputError: a statistic is not a number.
@@ -183,7 +193,10 @@ class ConformalCalibration:
         known = self._statistics.to(statistics.device, torch.float64)
         asked = statistics.detach().double().contiguous()
         at_least = self.size - torch.searchsorted(known, asked, side="left")
-        return _drawn_on(self._table.to(asked.device)[at_least], at_least, asked, self._tail.to(asked.device))
+        ranked = self._table.to(asked.device)[at_least]
+        if not beyond:
+            return ranked
+        return torch.where(at_least > 0, ranked, torch.minimum(ranked, drawn_on(asked, self._tail.to(asked.device))))
 
     def place(self, p_value: float) -> int:
         """How many clean statistics were at least as large, from 0 to n, where `p_value` was given."""
@@ -234,7 +247,6 @@ class Promised:
         self._known = pad_sequence([c._statistics.double() for c in each], batch_first=True, padding_value=math.inf)
         self._table = pad_sequence([c._table for c in each], batch_first=True, padding_value=1.0)
         self._sizes = torch.tensor([[c.size] for c in each], device=self._known.device)
-        self._tails = torch.stack([c._tail for c in each], 1)[..., None]
 
     def p_values(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By detector (N,) float64 in (0, 1], as `ConformalCalibration.p_value` gives them.
@@ -248,26 +260,33 @@ class Promised:
         asked = torch.stack([statistics[name] for name in self._names]).detach().double()
         if bool(torch.isnan(asked).any()):
             raise InputError("a statistic is not a number")
-        at_least = self._sizes - torch.searchsorted(self._known, asked, side="left")
-        found = _drawn_on(self._table.gather(1, at_least), at_least, asked, self._tails)
+        smaller = torch.searchsorted(self._known, asked, side="left")
+        found = self._table.gather(1, self._sizes - smaller)
         return dict(zip(self._names, found.unbind(), strict=True))
 
 
-def _tail(statistics: Tensor) -> Tensor:
-    """(4,) float64 of clean statistics (n,), increasing: k, the chance to be beyond the (k + 1)-th loudest, that
-    statistic, and by how much the k loudest exceed it together."""
+def tail_of(statistics: Tensor) -> Tensor:
+    """(4,) float64 of clean statistics (n,), increasing, n at least 1: k, the chance to be beyond the (k + 1)-th
+    loudest, that statistic, and by how much the k loudest exceed it together. Where they are not exponential k is 0,
+    and the chance 1."""
     n = len(statistics)
     k = min(max(1, int(TAIL * n)), n - 1)
-    over = statistics[n - k - 1].double()
-    excesses = float((statistics[n - k :].double() - over).sum())
-    return torch.tensor([k, (k + 1) / (n + 1), float(over), excesses or math.inf], dtype=torch.float64).to(over.device)
+    over = float(statistics[n - k - 1])
+    excesses = (statistics[n - k :].double() - over).tolist()
+    tail = torch.tensor([k, (k + 1) / (n + 1), over, sum(excesses)], dtype=torch.float64)
+    others = torch.tensor([k - 1, k / n, over, sum(excesses[:-1])], dtype=torch.float64)  # than the loudest
+    usual = sum(excesses[:-1]) > 0 and n * float(drawn_on(statistics[-1].cpu(), others)) >= RARE
+    if not (usual or (k == 1 and excesses[0] > 0)):
+        tail = torch.tensor([0.0, 1.0, over, 1.0], dtype=torch.float64)
+    return tail.to(statistics.device)
 
 
-def _drawn_on(ranked: Tensor, at_least: Tensor, statistics: Tensor, tail: Tensor) -> Tensor:
-    """p-values, those of scans that no clean one is as loud as drawn on; `tail` (4, ...) as `_tail` gives it."""
+def drawn_on(statistics: Tensor, tail: Tensor) -> Tensor:
+    """p-values in (0, 1] of statistics beyond the k loudest clean ones, as many; `tail` as `tail_of` gives it."""
     k, chance, over, excesses = tail
-    beyond = chance * torch.exp(-k * torch.log1p((statistics - over).clamp_min(0) / excesses))
-    return torch.where(at_least > 0, ranked, torch.minimum(ranked, beyond.clamp_min(SMALLEST)))
+    far = ((statistics.double() - over) / excesses).clamp(0, 1 / SMALLEST)
+    beyond: Tensor = chance * torch.exp(-k * torch.log1p(far))
+    return beyond.clamp_min(SMALLEST)
 
 
 def fewest(fpr: float, guarantee: Guarantee) -> int:

@@ -67,11 +67,11 @@ class Examination:
     scores: Mapping[str, Tensor]
     """By detector, (N,): larger is more suspicious."""
     p_values: Mapping[str, Tensor]
-    """By detector, (N,) float64: each by itself, for reports."""
+    """By detector, (N,) float64: each by itself, for reports; ranks alone."""
     statistic: Tensor
     """(N,): the channels joined; minus the logarithm of a tail probability, which orders and does not promise."""
     p_value: Tensor
-    """(N,) float64: the one that decides."""
+    """(N,) float64: the one that decides; beyond the loudest clean scan an estimate."""
 
 
 class Ensemble:
@@ -99,7 +99,6 @@ class Ensemble:
         self.members = tuple(members)
         self.channels = tuple(channels)
         self.conformal = conformal
-        self._promised = Promised({member.detector.name: member.conformal for member in members} | {JOINED: conformal})
         staffed = {member.channel for member in self.members} - {None}
         if not self.channels or staffed != {channel.name for channel in self.channels}:
             raise NotFittedError("every channel needs a member, and every deciding member a channel")
@@ -108,6 +107,7 @@ class Ensemble:
         names = [member.detector.name for member in self.members]
         if len(set(names)) != len(names):
             raise NotFittedError("two detectors share a name")
+        self._promised = Promised({member.detector.name: member.conformal for member in members})
 
     @property
     def needs(self) -> Needs:
@@ -144,8 +144,7 @@ class Ensemble:
         with torch.no_grad():
             scores = _scores(self.members, seen)  # (2)
             statistic = join(self.members, self.channels, scores)  # (3)
-            p_values = self._p_values(scores | {JOINED: statistic}, claims)
-        p_value = p_values.pop(JOINED)
+            p_values, p_value = self._p_values(scores, statistic, claims)
         return Examination(seen.logits, seen.decision, scores, p_values, statistic, p_value)
 
     def statistic(self, seen: Observation) -> Tensor:
@@ -157,13 +156,16 @@ class Ensemble:
         scores = _scores([member for member in self.members if member.channel], seen)
         return voices(self.members, self.channels, scores)
 
-    def _p_values(self, statistics: Mapping[str, Tensor], claims: Claims | None) -> dict[str, Tensor]:
-        """By detector and under `JOINED`."""
-        if self.mondrian is not None:
-            return {name: self.mondrian.p_value(name, values, claims) for name, values in statistics.items()}
+    def _p_values(
+        self, scores: Mapping[str, Tensor], statistic: Tensor, claims: Claims | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """By detector, and of the whole."""
+        if (by := self.mondrian) is not None:
+            alone = {name: by.p_value(name, values, claims) for name, values in scores.items()}
+            return alone, by.p_value(JOINED, statistic, claims, beyond=True)
         if claims is not None:
             raise InputError("the detectors are not calibrated by category")
-        return self._promised.p_values(statistics)
+        return self._promised.p_values(scores), self.conformal.p_value(statistic, beyond=True)
 
 
 def join(members: Sequence[Member], channels: Sequence[Channel], scores: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor
 
-from detectors.calibration import ConformalCalibration, Guarantee, fewest, smallest
+from detectors.calibration import ConformalCalibration, Guarantee, fewest
 from detectors.detector import read_name, spelled
 from detectors.errors import InputError, NotFittedError, TooFewError
 
@@ -62,10 +62,6 @@ class Taxonomy:
             for category in self.sizes
             if all(want is None or want == value for want, value in zip(wanted, category, strict=True))
         )
-
-    def p_value_min(self, guarantee: Guarantee) -> float:
-        """The smallest p-value that any category can give."""
-        return smallest(max(self.sizes.values()), guarantee)
 
     def document(self) -> dict[str, Any]:
         """As it stands in a manifest."""
@@ -136,13 +132,14 @@ class Mondrian:
         promised = {table.guarantee for named in self.tables.values() for table in named.values()}
         return Guarantee.CONFIDENT if promised == {Guarantee.CONFIDENT} else Guarantee.MARGINAL
 
-    def p_value(self, name: str, statistics: Tensor, claims: Claims | None) -> Tensor:
+    def p_value(self, name: str, statistics: Tensor, claims: Claims | None, *, beyond: bool = False) -> Tensor:
         """The smallest p-value among the categories that each image may be of.
 
         Args:
             name: of the detector.
             statistics: (N,) of it.
             claims: for each image; None where nothing is known of any, so that each may be of every category.
+            beyond: draw each category's clean scans on where its ranks end (`ConformalCalibration`).
 
         Returns:
             (N,) float64 in (0, 1], decreasing in the statistic.
@@ -159,7 +156,7 @@ class Mondrian:
             if category not in self.tables:
                 raise InputError(f"{_spoken(self.taxonomy.attributes, category)} is not calibrated")
             own = torch.tensor([category in claimed for claimed in claims], device=statistics.device)
-            p_value = self.tables[category][name].p_value(statistics)
+            p_value = self.tables[category][name].p_value(statistics, beyond=beyond)
             least = torch.where(own, torch.minimum(least, p_value), least)
         return least
 

@@ -246,5 +246,5 @@ def _note(held: Held, heat: HeatMap, frames: int) -> str:
     if frames > 1:
         parts.append(f"frame {heat.frame + 1} of {frames}")
     if finding is not None:
-        parts.append(f"p {finding.p_value:.2g}: so large a share of clean scans looks as suspicious")
+        parts.append(f"p {finding.p_value:.2g}: about so large a share of clean scans looks as suspicious")
     return "; ".join(parts)

@@ -199,8 +199,8 @@ def compared(reports: Mapping[str, Document]) -> str:
         "",
         "Per cent. PGD: how many attacked scans the model alone misreads, of those it reads rightly, and how many of",
         "these the ensemble flags. Admitted and misread: the informed attacker against the whole ensemble, who holds",
-        "the model, the twins, the detectors and the threshold. `vit` and `densenet` are other architectures and no",
-        "defence; [hardening.md](hardening.md) says what the others are."
+        "the model, the twins, the detectors and the threshold. `vit` and `densenet` are no defences but other",
+        "architectures; the rest is in [hardening.md](hardening.md)."
         + " The last row takes the trainings without defence together; its 95 % intervals count scans, not trainings."
         * (len(plain) > 1),
         "",

@@ -131,7 +131,7 @@ def _examined(bench: Bench, rendered: Tensor) -> NDArray[np.float64]:
         seen = probe.observe(part, bench.ensemble.deciding_needs, seeds=seeds_of(part))
         with torch.no_grad():
             statistic = bench.ensemble.statistic(seen)
-        p_values += bench.ensemble.conformal.p_value(statistic).tolist()
+        p_values += bench.ensemble.conformal.p_value(statistic, beyond=True).tolist()
     return np.array(p_values, np.float64)
 
 

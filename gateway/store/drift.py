@@ -27,6 +27,7 @@ import numpy as np
 import structlog
 
 from detectors.artifact import Promises
+from detectors.calibration import ConformalCalibration, smallest
 from detectors.drift import Drift, Family, Sums, total
 from detectors.ensemble import JOINED
 from detectors.errors import DetectorError
@@ -42,7 +43,8 @@ from signing import VerifiedView
 SUSPENDED = "suspended"
 """What stands in receipts in the place of `confident` or `marginal`."""
 UNPROVEN = "unproven"
-"""The same where detectors are calibrated by category, and nobody vouches for which one the scan is of."""
+"""The same where detectors are calibrated by category and nobody vouches for which one the scan is of, and where a
+series has so many frames that an estimate decides and no rank."""
 STREAMS_MAX = 4096
 """Sources times artefacts whose evidence is kept; sources are configured, and artefacts are signed by a person."""
 
@@ -84,6 +86,8 @@ class Calibrated:
     """SHA-256 of the manifest."""
     guarantee: str
     family: Family
+    frames_max: int
+    """Of a series that ranks can flag, each frame's p-value times their number."""
     kinds: Mapping[Category, Calibrated] = field(default_factory=dict)
     """By category, where they are calibrated so: each has its own scans, bets and evidence."""
 
@@ -93,18 +97,20 @@ class Calibrated:
         try:
             promises = Promises.read(model.artefact, model.manifest)
             family = Family(promises.deployed, scans_between_false_alarms=patients_between_false_alarms)
+            frames_max = _frames_max(model, promises.deployed)
             kinds = {
                 category: cls(
                     model.name,
                     hashlib.sha256(json.dumps([model.artefact_sha256, *category]).encode()).hexdigest(),
                     model.guarantee,
                     Family(tables, scans_between_false_alarms=patients_between_false_alarms),
+                    _frames_max(model, tables),
                 )
                 for category, tables in promises.by_category.items()
             }
         except DetectorError as error:
             raise ConfigError([f"models.{model.name}.detectors: {error}"]) from error
-        return cls(model.name, model.artefact_sha256, model.guarantee, family, kinds)
+        return cls(model.name, model.artefact_sha256, model.guarantee, family, frames_max, kinds)
 
     @property
     def each(self) -> tuple[Calibrated, ...]:
@@ -166,7 +172,7 @@ class DriftWatch:
     def _observe(self, calibrated: Calibrated, case: Case) -> Standing:
         """Count the scan if it counts, and say what the guarantee is worth; what cannot be kept is worth nothing."""
         source, kind = case.scan.source.name, calibrated.kind_of(case)
-        if kind is None:
+        if kind is None or (case.image is not None and len(case.image.pixels) > kind.frames_max):
             return Standing(UNPROVEN)
         finding = _countable(case, kind.family)
         try:
@@ -244,6 +250,12 @@ class DriftWatch:
             number, issuer = (view.uid(_STUDY) or view.uid(_INSTANCE) or "").encode(), b"\0"
         message = b"".join(len(part).to_bytes(4, "big") + part for part in (number, issuer))
         return hmac.digest(self._key, message, "sha256")
+
+
+def _frames_max(model: ProtectedModel, calibrations: Mapping[str, ConformalCalibration]) -> int:
+    """At the smallest rate that the detectors were calibrated for, at least 1."""
+    calibration = calibrations[JOINED]
+    return max(1, int(model.false_positive_rate / smallest(calibration.size, calibration.guarantee)))
 
 
 def _countable(case: Case, family: Family) -> Finding | None:

@@ -19,7 +19,8 @@ class Fused:
     """The slices of one study, together."""
 
     p_value: float
-    """Of "every slice is clean", in (0, 1]: at most q in a share of at most q of clean studies, of whatever size."""
+    """Of "every slice is clean", in (0, 1]: at most q in a share of at most q of clean studies, of whatever size, as
+    far as the p-values of slices hold (`detectors.calibration.ConformalCalibration`)."""
     adjusted: tuple[float, ...]
     """Of each slice, in order: those with at most q are suspect at the false discovery rate q."""
 

@@ -167,7 +167,7 @@ def _table(report: Report) -> Table:
         table.add_row(
             shown.row.name,
             shown.signature,
-            "-" if shown.p_value is None else f"{shown.p_value:.4f}",
+            "-" if shown.p_value is None else f"{shown.p_value:.2g}",
             f"[{style}]{shown.disposition}{reason}[/{style}]",
             undefended,
             shown.diagnosis or "-",

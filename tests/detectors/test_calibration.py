@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
-from detectors.calibration import ConformalCalibration, Guarantee, TailCalibration, fewest, smallest, table
+from detectors.calibration import (
+    ConformalCalibration,
+    Guarantee,
+    TailCalibration,
+    drawn_on,
+    fewest,
+    smallest,
+    table,
+    tail_of,
+)
 from detectors.errors import InputError, NotFittedError
 
 FPRS = st.sampled_from([0.005, 0.01, 0.02, 0.05, 0.1])
@@ -77,37 +86,54 @@ def test_too_few_scans_are_refused_with_the_number_that_would_do() -> None:
 
 
 @pytest.mark.parametrize("n", [20, 94, 400])
-def test_beyond_the_loudest_clean_scan_the_tail_is_exact_where_clean_excesses_are_exponential(n: int) -> None:
+def test_the_tail_beyond_is_exact_where_clean_scans_are_exponential(n: int) -> None:
     """On average over calibration sets, as conformal p-values are: neither too small nor needlessly large."""
-    alpha, sets, further = 1e-3, 2000, torch.linspace(0, 40, 4001, dtype=torch.float64)
+    alpha, sets = 0.025, 4000
     drawn = -torch.rand(sets, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).log()
-    missed = []
+    chances = []
     for clean in drawn.sort(1).values:
-        calibration = ConformalCalibration(clean, table(n, Guarantee.MARGINAL), Guarantee.MARGINAL)
-        loud = further[calibration.p_value(further) <= alpha]
-        missed.append(math.exp(-float(loud[0])) if len(loud) else 0.0)  # chance of a clean scan to be so loud
+        tail = tail_of(clean)
+        k, chance, over, excesses = tail.tolist()
+        if not k:  # the loudest is rare: once in a hundred sets, where no p-value is drawn on
+            chances.append(0.0)
+            continue
+        as_loud = over + excesses * ((chance / alpha) ** (1 / k) - 1)
+        assert float(drawn_on(torch.tensor(as_loud), tail)) == pytest.approx(alpha, rel=1e-3)
+        chances.append(math.exp(-as_loud))  # of a clean scan to be as loud
 
-    doubt = 4 * float(np.std(missed)) / math.sqrt(sets)
-    assert alpha - doubt - 0.02 * alpha <= float(np.mean(missed)) <= alpha + doubt
+    doubt = 4 * float(np.std(chances)) / math.sqrt(sets)
+    assert 0.98 * alpha - doubt <= float(np.mean(chances)) <= alpha + doubt
 
 
 def test_ranks_count_up_to_the_loudest_clean_scan_and_the_tail_never_says_more_than_they() -> None:
-    clean = torch.randn(500, generator=torch.Generator().manual_seed(3)).sort().values
+    clean = (-torch.rand(500, generator=torch.Generator().manual_seed(3)).log()).sort().values
     calibration = ConformalCalibration.fit(clean, 0.01)
-    louder = calibration.p_value(float(clean[-1]) + torch.tensor([1e-6, 0.5, 1.0, 5.0, 20.0, 1e30]))
+    further = float(calibration.threshold(0.01)) + torch.tensor([3.0, 5.0, 20.0, 1e30, math.inf])
 
-    assert torch.equal(calibration.p_value(clean).flip(0), table(500, Guarantee.CONFIDENT)[1:])
+    louder = calibration.p_value(further, beyond=True)
+
+    assert torch.equal(calibration.p_value(clean, beyond=True).flip(0), table(500, Guarantee.CONFIDENT)[1:])
+    assert bool((calibration.p_value(further) == smallest(500, Guarantee.CONFIDENT)).all())
     assert float(louder[0]) <= smallest(500, Guarantee.CONFIDENT)
-    assert bool((louder.diff() < 0).all())
-    assert 0 < float(louder[-1]) < 1e-30
+    assert bool((louder[:3].diff() < 0).all())
+    assert 0 < float(louder[-1]) <= float(louder[-2]) < 1e-30
 
 
-@pytest.mark.parametrize("clean", [[1.0], [3.0] * 40])
-def test_where_clean_scans_show_no_tail_p_values_end_with_the_ranks(clean: list[float]) -> None:
-    """One scan has none beyond it, and equal ones no excess."""
+@pytest.mark.parametrize(
+    "clean",
+    [
+        [1.0],  # none beyond it
+        [3.0] * 40,
+        [0.5] * 1199 + [0.6],
+        [0.0] * 1100 + [0.125] * 97 + [0.25] * 3,  # votes
+        [*torch.linspace(0, 3, 399).tolist(), 60.0],  # one that does not belong
+    ],
+)
+def test_where_clean_scans_are_not_exponential_p_values_end_with_the_ranks(clean: list[float]) -> None:
     ranks = table(len(clean), Guarantee.MARGINAL)
     calibration = ConformalCalibration(torch.tensor(clean), ranks, Guarantee.MARGINAL)
-    assert float(calibration.p_value(torch.tensor([1e9]))) == pytest.approx(1 / (len(clean) + 1))
+    louder = calibration.p_value(torch.tensor([max(clean) + 0.1, 1e9, math.inf]), beyond=True)
+    assert louder.tolist() == pytest.approx([1 / (len(clean) + 1)] * 3)
 
 
 def test_what_is_not_a_number_gets_no_p_value() -> None:
@@ -118,7 +144,9 @@ def test_what_is_not_a_number_gets_no_p_value() -> None:
         ConformalCalibration.fit(torch.tensor([float("inf")] * 300), 0.01)
 
 
-def test_a_table_that_is_not_sorted_is_refused() -> None:
+def test_a_table_of_nothing_or_that_is_not_sorted_is_refused() -> None:
+    with pytest.raises(NotFittedError):
+        ConformalCalibration(torch.tensor([]), torch.tensor([1.0]).double(), Guarantee.MARGINAL)
     with pytest.raises(NotFittedError):
         ConformalCalibration(torch.tensor([2.0, 1.0]), torch.tensor([0.1, 0.2, 1.0]).double(), Guarantee.MARGINAL)
 

@@ -203,6 +203,7 @@ def test_drift_is_watched_by_category_and_nothing_is_promised_where_that_is_open
     watch = DriftWatch(tmp_path / "drift.sqlite", bytes(32), patients_max=1000, metrics=metrics)
     calibrated = Calibrated.of(model, 1000.0)
     assert set(calibrated.kinds) == {HOME, MR}
+    assert {each.frames_max for each in calibrated.each} == {int(FPR * (COUNT + 1))}
     observe = watch.on(calibrated)
     loud = examine(unsigned("MR"), SIGNED, "mr-1", noise(6, 1, LOUD))
     assert observe(loud).guarantee == "marginal"

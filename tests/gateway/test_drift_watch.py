@@ -21,7 +21,7 @@ from gateway.errors import ConfigError
 from gateway.finding import Finding, GatewayReason, Outcome
 from gateway.scan import Scan, Source
 from gateway.store import drift
-from gateway.store.drift import SUSPENDED, Calibrated, DriftWatch
+from gateway.store.drift import SUSPENDED, UNPROVEN, Calibrated, DriftWatch
 from gateway.telemetry.metrics import Metrics
 from signing import Reason, VerifiedView, read
 
@@ -39,7 +39,7 @@ SIGNED = Finding("signature", Outcome.PASSED, Reason.OK)
 def calibrated() -> Calibrated:
     statistics = torch.from_numpy(np.random.default_rng(0).standard_normal(400))
     calibrations = dict.fromkeys(("twin", JOINED), ConformalCalibration.fit(statistics, 0.01))
-    return Calibrated("ct", "aa" * 32, "confident", Family(calibrations, scans_between_false_alarms=1000))
+    return Calibrated("ct", "aa" * 32, "confident", Family(calibrations, scans_between_false_alarms=1000), frames_max=4)
 
 
 @pytest.fixture
@@ -105,6 +105,14 @@ def test_a_scanner_that_changed_suspends_the_guarantee_of_its_source_alone(
     assert observe(case_of(500, ORDINARY)).guarantee == SUSPENDED
     assert observe(case_of(501, ORDINARY, source="ct-2")).guarantee == "confident"
     assert (suspended(metrics), suspended(metrics, "ct-2")) == (1.0, 0.0)
+
+
+def test_of_a_series_of_so_many_frames_that_no_rank_flags_it_nothing_is_promised(
+    open_watch: Callable[..., DriftWatch], calibrated: Calibrated
+) -> None:
+    observe = open_watch().on(calibrated)
+    assert observe(case_of(1, ORDINARY, frames=4)).guarantee == "confident"
+    assert observe(case_of(2, ORDINARY, frames=5)).guarantee == UNPROVEN
 
 
 def test_it_begins_anew_and_tells_again_while_the_change_lasts(

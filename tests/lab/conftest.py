@@ -132,6 +132,13 @@ def small_networks_train_alike() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def they_go_on_training_alike(small_networks_train_alike: None) -> Iterator[None]:
+    """A command that is run in this process may have asked for more threads."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def figures() -> Trained:
     """Three classes."""
