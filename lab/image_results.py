@@ -59,6 +59,21 @@ class Training:
     """Of hardening; None: trained without any defence."""
 
 
+def _checked(_context: click.Context, option: click.Parameter, words: Sequence[str]) -> Sequence[str]:
+    """What was said of one set or of all, each understood; raises `click.BadParameter`."""
+    for word in words:
+        name, _, value = word.rpartition("=")
+        known = value in METHODS if option.name == "hardened" else value.isdecimal() and int(value) > 0
+        if name not in ("", *SETS) or not known:
+            raise click.BadParameter(f"{word!r} is no {option.metavar}; sets are {', '.join(SETS)}")
+    return words
+
+
+def _said_of(name: str, words: Sequence[str]) -> list[str]:
+    """What was said of this set."""
+    return [value for of, _, value in (word.rpartition("=") for word in words) if of in ("", name)]
+
+
 @click.command()
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), default=IMAGES)
 @click.option("--set", "sets", multiple=True, type=click.Choice(SETS), default=SETS, show_default=True)
@@ -66,9 +81,16 @@ class Training:
 @click.option("--images-each", type=click.IntRange(min=1), help="scans to attack, in place of the grade's number")
 @click.option("--steps", type=click.IntRange(min=1), help="steps of the attacks, in place of the grade's number")
 @click.option("--attacks", default=",".join(ALL), show_default=True)
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="trainings without defence")
-@click.option("--hardened", multiple=True, type=click.Choice(sorted(METHODS)), help="of hardened models; repeatable")
-@click.option("--further", multiple=True, type=click.Choice(SETS), help="only these sets have such further models")
+@click.option(
+    "--seeds",
+    multiple=True,
+    callback=_checked,
+    metavar="[SET=]N",
+    help="trainings without defence, 1 unless told; repeatable",
+)
+@click.option(
+    "--hardened", multiple=True, callback=_checked, metavar="[SET=]METHOD", help="hardened models as well; repeatable"
+)
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".cache/results"), show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("docs/results.md"))
 @click.option("--threads", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default=True)
@@ -80,9 +102,8 @@ def main(
     images_each: int | None,
     steps: int | None,
     attacks: str,
-    seeds: int,
+    seeds: Sequence[str],
     hardened: Sequence[str],
-    further: Sequence[str],
     work: Path,
     out: Path,
     threads: int,
@@ -100,8 +121,8 @@ def main(
     for name in sets:
         npz = images / f"{name}.npz"
         found: dict[str, Document] = {}
-        others = (seeds, hardened) if name in (further or SETS) else (1, ())
-        for each in _trainings(attacks.split(","), *others):
+        trainings = max(map(int, _said_of(name, seeds)), default=1)
+        for each in _trainings(attacks.split(","), trainings, _said_of(name, hardened)):
             directory = work / name / each.folder
             guarded = _trained(each, npz, directory)  # (1)
             _fitted(each, guarded, directory, _rate(len(guarded.images.val)))  # (2)
@@ -116,8 +137,7 @@ def main(
     usual = {"--grade": "quick", "--attacks": ",".join(ALL)}
     asked = [f"--set {name}" for name in sets if tuple(sets) != SETS]
     asked += [f"{option} {value}" for option, value in told.items() if value not in (None, usual.get(option))]
-    asked += [f"--seeds {seeds}"] * (seeds > 1) + [f"--hardened {name}" for name in hardened]
-    asked += [f"--further {name}" for name in further]
+    asked += [f"--seeds {each}" for each in seeds] + [f"--hardened {each}" for each in hardened]
     command = " ".join(["python -m lab.image_results", *asked])
     out.write_text(_document(command, chapters), encoding="utf-8")  # (4)
 

@@ -112,7 +112,7 @@ class TestThePage:
         assert "Other trainings" not in page
 
     def test_further_models_stand_beside_the_first_where_they_are_asked_for(self, site: Path) -> None:
-        options = ("--seeds", "2", "--hardened", "trades", "--further", "brain_mri")
+        options = ("--seeds", "brain_mri=2", "--hardened", "brain_mri=trades")
         page = self.written(site, *options)
         chapters = dict(zip(SETS, page.split("\n## ")[1:], strict=True))
         assert " ".join(options) in page
@@ -120,3 +120,15 @@ class TestThePage:
         assert "| 2 seeds |" in chapters["brain_mri"]
         assert "trades" not in chapters["chest_xray"] + chapters["breast_us"]
         assert "never shown" not in page
+
+    def test_what_is_said_of_no_set_holds_for_all(self, site: Path) -> None:
+        page = self.written(site, "--seeds", "2", "--hardened", "trades")
+        assert page.count("| 2 seeds |") == page.count("| `trades` |") == len(SETS)
+
+    @pytest.mark.parametrize(
+        "words", [("--seeds", "0"), ("--seeds", "lung=2"), ("--hardened", "magic"), ("--hardened", "chest_xray=")]
+    )
+    def test_a_set_or_method_that_there_is_not_is_named(self, words: tuple[str, str]) -> None:
+        ended = CliRunner().invoke(main, words)
+        assert ended.exit_code == 2
+        assert words[1] in ended.stderr
