@@ -60,7 +60,8 @@ class Finding:
     score: float | None = None
     """The stage's statistic where it has one; larger is more suspicious."""
     p_value: float | None = None
-    """Share of clean scans of the calibrated source that look at least this suspicious, in (0, 1]."""
+    """Share of clean scans of the calibrated source that look at least this suspicious, in (0, 1]; of one that is
+    louder than all that were calibrated on, and of a series of many frames, an estimate."""
     p_values: Mapping[str, float] = field(default_factory=lambda: _NO_P_VALUES)
     """p-value of each detector by name: for reviewers, never for submitters."""
     seconds: float = 0.0
