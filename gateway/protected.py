@@ -12,6 +12,7 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from detectors.artifact import CATEGORIES, COLOUR
+from detectors.calibration import Guarantee, smallest
 from detectors.errors import ConversionError, InputError
 from detectors.models.served import CARD, Card
 from detectors.mondrian import Taxonomy
@@ -48,6 +49,8 @@ class ProtectedModel:
     """What the calibration promises: `confident` or `marginal`."""
     false_positive_rate: float
     """The smallest rate that the detectors were calibrated for."""
+    rank_min: float
+    """The smallest p-value of a detector alone: that of a scan louder than every clean one of the calibration."""
     detectors: frozenset[str]
     """Names of the detectors, deciding and reported."""
     random: bool = False
@@ -72,6 +75,8 @@ class ProtectedModel:
             facts = json.loads(manifest)
             guarantee, rate = str(facts["guarantee"]), float(facts["fpr"])
             taxonomy = Taxonomy.of(facts[CATEGORIES]) if CATEGORIES in facts else None
+            clean = int(facts["n_b"]) if taxonomy is None else max(taxonomy.sizes.values())
+            rank_min = smallest(clean, Guarantee(guarantee))
             entries = dict(facts["detectors"])
             random = any(bool(dict(entry).get("random")) for entry in entries.values())
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
@@ -83,7 +88,7 @@ class ProtectedModel:
         model = _read(config.model, f"models.{name}.model") if config.model is not None else _card(name, config, facts)
         names = frozenset(entries)
         return cls(
-            name, profile, model, config.detectors, manifest, guarantee, rate, names, random, taxonomy,
+            name, profile, model, config.detectors, manifest, guarantee, rate, rank_min, names, random, taxonomy,
             served_only=config.model is None,
         )  # fmt: skip
 
@@ -140,6 +145,13 @@ class ProtectedModel:
             f"{where}.rules.{place}.detectors.{name}: the artefact of models.{self.name} has no such detector"
             for place, rule in enumerate(policy.rules)
             for name in sorted(set(rule.detectors) - self.detectors)
+        ]
+        problems += [
+            f"{where}.rules.{place}.detectors.{name}: never met: no p-value of a detector of models.{self.name} is "
+            f"below {self.rank_min:.2g}, and {at_most:g} is asked for"
+            for place, rule in enumerate(policy.rules)
+            for name, at_most in sorted(rule.detectors.items())
+            if name in self.detectors and at_most < self.rank_min
         ]
         if problems:
             raise ConfigError(problems)

@@ -78,7 +78,7 @@ def protected(directory: Path, neighbours: Sequence[Neighbour]) -> ProtectedMode
         ("created", "scanward", "torch", "data_sha256", "n_fit", "n_a", "n_b", "precision", "gradients", "measured",
          "conversion_max_abs_diff")
     )  # fmt: skip
-    whole = ProtectedModel("tiny", PROFILE, model, directory, b"", "confident", 0.1, frozenset())
+    whole = ProtectedModel("tiny", PROFILE, model, directory, b"", "confident", 0.1, 0.01, frozenset())
     facts |= {"model_sha256": whole.model_sha256, "profile_sha256": PROFILE.sha256, "fpr": 0.1, "n_b": 60}
     return replace(whole, manifest=Artefact.write(directory, ensemble, {"median": Median()}, facts))
 

@@ -179,7 +179,7 @@ def test_the_worker_dies_with_the_gateway(model: ProtectedModel, tmp_path: Path)
         "from gateway.protected import ProtectedModel\n"
         "here = Path(sys.argv[1])\n"
         "model = ProtectedModel('tiny', Profile.from_toml((here/'profile').read_bytes()), (here/'model').read_bytes(),"
-        " Path(sys.argv[2]), (here/'manifest').read_bytes(), 'confident', 0.1, frozenset())\n"
+        " Path(sys.argv[2]), (here/'manifest').read_bytes(), 'confident', 0.1, 0.01, frozenset())\n"
         f"engine = LocalEngine([model], EngineConfig.model_validate({settings().model_dump()!r}), Metrics())\n"
         "engine.start()\nprint(engine.worker_pid, flush=True)\ntime.sleep(600)\n"
     )

@@ -35,7 +35,9 @@ def noise(seed: int, frames: int = 1) -> NDArray[np.float32]:
 def model() -> ProtectedModel:
     manifest = (PHANTOM / "detectors" / "manifest.json").read_bytes()
     profile, onnx = Profile.load(PHANTOM / "profile.toml"), (PHANTOM / "model.onnx").read_bytes()
-    return ProtectedModel("phantom", profile, onnx, PHANTOM / "detectors", manifest, "confident", 0.01, frozenset())
+    return ProtectedModel(
+        "phantom", profile, onnx, PHANTOM / "detectors", manifest, "confident", 0.01, 0.0025, frozenset()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,11 @@ def policy(**changes: Any) -> PolicyConfig:
             denoise="if_agree" if "grey_p" in changes else "never",
             grey_p=changes.get("grey_p"),
         ),
-        rules=(RuleConfig(name="r", disposition="reject", detectors={changes.get("detector", "uad"): 0.01}),),
+        rules=(
+            RuleConfig(
+                name="r", disposition="reject", detectors={changes.get("detector", "uad"): changes.get("p", 0.01)}
+            ),
+        ),
     )
 
 
@@ -152,7 +156,7 @@ def test_a_marginal_guarantee_needs_its_unsafe_setting(config: ModelConfig, tmp_
     assert model.guarantee == "marginal"
 
 
-@pytest.mark.parametrize("payload", [b"[]", b"{}", b"nothing", manifest(fpr="often")])
+@pytest.mark.parametrize("payload", [b"[]", b"{}", b"nothing", manifest(fpr="often"), manifest(n_b=0)])
 def test_a_malformed_manifest_is_refused(payload: bytes, config: ModelConfig, tmp_path: Path) -> None:
     seal(config.detectors, payload)
     with pytest.raises(ConfigError, match="manifest"):
@@ -165,6 +169,7 @@ def test_a_malformed_manifest_is_refused(payload: bytes, config: ModelConfig, tm
         ({"rate": 0.001}, "policy.detection.false_positive_rate"),
         ({"grey_p": 0.05}, "policy.detection.denoise"),
         ({"detector": "gone"}, "policy.rules.0.detectors.gone"),
+        ({"p": 0.009}, "policy.rules.0.detectors.uad"),  # 320 clean scans, the smallest rank is 0.0093
     ],
 )
 def test_a_policy_may_not_ask_detectors_for_what_they_cannot_say(
