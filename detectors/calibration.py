@@ -139,8 +139,8 @@ class ConformalCalibration:
     calibration sets (the excesses over an order statistic are then independent of it, Renyi 1953), so with the ranks
     P(p <= alpha) <= alpha; where it is not, nothing is promised. A joined statistic, whose channels grow as logarithms
     (`ParetoTail`), has a lighter one; a detector's own score may have a heavier one. Where the loudest clean scan
-    itself would be rarer than once in a hundred calibrations (a far outlier, or scores that take few values), the tail
-    is not exponential, and p-values end with the ranks.
+    itself would be rarer than once in a hundred calibrations (a far outlier, or one of few values), the tail is not
+    exponential, and p-values end with the ranks; below 40 scans there are too few to tell.
     """
 
     def __init__(self, statistics: Tensor, table: Tensor, guarantee: Guarantee) -> None:
@@ -151,6 +151,8 @@ class ConformalCalibration:
             table: (n + 1,) p-value for each number of clean statistics that are at least as large.
             guarantee: what the table promises.
         """
+        if not bool(torch.isfinite(statistics).all()):
+            raise NotFittedError("a clean statistic is not finite")
         if not len(statistics) or table.shape != (len(statistics) + 1,):
             raise NotFittedError("a conformal table has one entry more than there are clean statistics")
         if bool((statistics.diff() < 0).any()) or bool((table.diff() < 0).any()) or float(table[-1]) > 1:

@@ -147,8 +147,8 @@ class ProtectedModel:
             for name in sorted(set(rule.detectors) - self.detectors)
         ]
         problems += [
-            f"{where}.rules.{place}.detectors.{name}: never met: no p-value of a detector of models.{self.name} is "
-            f"below {self.rank_min:.2g}, and {at_most:g} is asked for"
+            f"{where}.rules.{place}.detectors.{name}: met by no p-value: none of a detector of "
+            f"models.{self.name} is below {self.rank_min:.4g}, and {at_most:g} is asked for"
             for place, rule in enumerate(policy.rules)
             for name, at_most in sorted(rule.detectors.items())
             if name in self.detectors and at_most < self.rank_min

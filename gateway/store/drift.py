@@ -172,7 +172,7 @@ class DriftWatch:
     def _observe(self, calibrated: Calibrated, case: Case) -> Standing:
         """Count the scan if it counts, and say what the guarantee is worth; what cannot be kept is worth nothing."""
         source, kind = case.scan.source.name, calibrated.kind_of(case)
-        if kind is None or (case.image is not None and len(case.image.pixels) > kind.frames_max):
+        if kind is None:
             return Standing(UNPROVEN)
         finding = _countable(case, kind.family)
         try:
@@ -188,8 +188,10 @@ class DriftWatch:
             _log.error(
                 "drift", source=source, model=calibrated.model, detector=drift.detector, direction=drift.direction
             )
-        suspended = stream is not None and stream.suspended_at is not None
-        return Standing(SUSPENDED if suspended else calibrated.guarantee, drifts)
+        if stream is not None and stream.suspended_at is not None:
+            return Standing(SUSPENDED, drifts)
+        estimated = case.image is not None and len(case.image.pixels) > kind.frames_max
+        return Standing(UNPROVEN if estimated else calibrated.guarantee, drifts)
 
     def _count(self, calibrated: Calibrated, case: Case, finding: Finding) -> tuple[Drift, ...]:
         assert case.view is not None

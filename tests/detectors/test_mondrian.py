@@ -48,6 +48,14 @@ def test_p_values_are_at_most_one_and_the_smallest_of_what_is_claimed(
         assert float(more) <= float(p_value[k])  # whoever leaves more open gains nothing
 
 
+def test_what_is_drawn_on_beyond_the_ranks_is_the_smallest_of_what_is_claimed_too() -> None:
+    mondrian = fitted({CT: 300, MR: 300})
+    loud = torch.tensor([9.0])
+    ct, mr, both = (mondrian.p_value("ensemble", loud, [claims], beyond=True) for claims in ([CT], [MR], [CT, MR]))
+    assert float(both) == float(ct) < float(mr)
+    assert float(ct) < float(mondrian.p_value("ensemble", loud, [[CT]]))
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     shares=st.tuples(*[st.floats(0.01, 1)] * 3), sizes=st.tuples(*[st.integers(20, 900)] * 3),

@@ -115,6 +115,14 @@ def test_of_a_series_of_so_many_frames_that_no_rank_flags_it_nothing_is_promised
     assert observe(case_of(2, ORDINARY, frames=5)).guarantee == UNPROVEN
 
 
+def test_what_is_suspended_is_so_for_long_series_too(
+    open_watch: Callable[..., DriftWatch], calibrated: Calibrated
+) -> None:
+    watch = open_watch()
+    until_drift(watch, calibrated)
+    assert watch.on(calibrated)(case_of(500, ORDINARY, frames=5)).guarantee == SUSPENDED
+
+
 def test_it_begins_anew_and_tells_again_while_the_change_lasts(
     open_watch: Callable[..., DriftWatch], calibrated: Calibrated
 ) -> None:

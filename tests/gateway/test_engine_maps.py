@@ -21,6 +21,7 @@ from gateway.errors import Overloaded
 from gateway.profile import Profile
 from gateway.protected import ProtectedModel
 from gateway.settings.models import EngineConfig
+from gateway.store.drift import Calibrated
 from gateway.telemetry.metrics import Metrics
 
 PHANTOM = Path(__file__).parents[2] / "lab" / "assets" / "phantom"
@@ -67,7 +68,14 @@ def test_beyond_all_clean_scans_the_p_value_goes_on_and_reaches_the_gateway(
     assert alone.p_value == pytest.approx(float(seen.p_value[0]), rel=1e-2)
     assert series.p_value == pytest.approx(3 * float(seen.p_value.min()), rel=1e-2)
     assert series.statistic == pytest.approx(float(seen.statistic.max()) - np.log(3), rel=1e-3)
-    assert alone.p_value < smallest(int(artefact.manifest["n_b"]), Guarantee.CONFIDENT)
+    least = smallest(int(artefact.manifest["n_b"]), Guarantee.CONFIDENT)
+    assert alone.p_value < least
+    assert min(alone.p_values.values()) == pytest.approx(least)  # a detector alone has its rank
+
+
+def test_ranks_flag_series_of_four_frames_at_most(model: ProtectedModel) -> None:
+    """1,200 clean scans and 1 %: a fifth frame would need less than the smallest rank."""
+    assert Calibrated.of(model, 1000.0).frames_max == 4
 
 
 def test_a_map_is_of_the_loudest_frame(engine: LocalEngine, artefact: Artefact) -> None:
