@@ -200,6 +200,11 @@ class ConformalCalibration:
             return ranked
         return torch.where(at_least > 0, ranked, torch.minimum(ranked, drawn_on(asked, self._tail.to(asked.device))))
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether p-values go on beyond the loudest clean scan, or end with the ranks."""
+        return bool(self._tail[0] > 0)
+
     def place(self, p_value: float) -> int:
         """How many clean statistics were at least as large, from 0 to n, where `p_value` was given."""
         return min(int(torch.searchsorted(self._table, torch.tensor(p_value, dtype=torch.float64))), self.size)

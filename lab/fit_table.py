@@ -14,6 +14,10 @@ from lab.purity import Doubts
 
 NAMED_MAX = 20
 """Scans that are named one by one."""
+ENDS = (
+    "p-values end with the ranks: the loudest of the scans that the promise rests on is louder than the others' tail "
+    "allows. Single scans are judged as ever; large studies and long series find less (docs/calibration.md)."
+)
 
 
 def show(fitted: Fitted) -> None:
@@ -21,6 +25,8 @@ def show(fitted: Fitted) -> None:
     console = Console()
     _show_worth(console, fitted)
     _show_rates(console, fitted.measured)
+    if not fitted.ensemble.conformal.goes_on:
+        console.print(ENDS, soft_wrap=True)
     console.print(promised(json.loads(fitted.manifest)), soft_wrap=True)
 
 

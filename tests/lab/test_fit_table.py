@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from detectors.calibration import ConformalCalibration
+from detectors.ensemble import Ensemble
 from detectors.errors import InputError
 from detectors.worth import Worth
 from lab import fit_table, joining
@@ -37,6 +39,20 @@ def test_the_last_line_says_what_is_promised(fitted: Fitted, capsys: pytest.Capt
 
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "guarantee: 1 % of clean scans flagged at most, with 95 % confidence, 300 scans"
+
+
+def test_it_says_where_one_scan_ends_what_large_studies_go_by(
+    fitted: Fitted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit_table.show(fitted)
+    assert fit_table.ENDS not in capsys.readouterr().out
+
+    usual = fitted.ensemble.conformal.state()["statistics"]
+    spoilt = ConformalCalibration.fit(torch.cat([usual[:-1], usual[-1:] + 60]), 0.01)
+    ensemble = fitted.ensemble
+    ended = Ensemble(ensemble.probe, ensemble.members, ensemble.channels, spoilt)
+    fit_table.show(replace(fitted, ensemble=ended))
+    assert fit_table.ENDS in capsys.readouterr().out
 
 
 def test_a_marginal_guarantee_is_called_an_average(fitted: Fitted) -> None:
