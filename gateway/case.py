@@ -30,7 +30,7 @@ class Evidence:
     """What the detection worker saw, as plain arrays."""
 
     statistic: float
-    """The ensemble's fused statistic, no unit; larger is more suspicious."""
+    """The ensemble's fused statistic, of many frames the loudest one's, no unit; larger is more suspicious."""
     p_value: float
     """The ensemble's calibrated p-value, in (0, 1]."""
     scores: Mapping[str, float]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import os
 import signal
 import sys
@@ -201,7 +200,7 @@ class _Seen:
         """What is said of one case: its loudest frame decides, corrected for how many there are (Bonferroni)."""
         frames = self.p_value[span]
         report: Report = {
-            "statistic": float(self.statistic[span].max()) - math.log(len(frames)),
+            "statistic": float(self.statistic[span].max()),
             "p_value": _corrected(frames),
             "logits": self.logits[span].tolist(),
             "scores": {name: float(values[span].max()) for name, values in self.scores.items()},

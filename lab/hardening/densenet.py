@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.hardening.method import RECIPE, Course, Method, Model, Pupil
-from lab.learning import Batch, Recipe
+from lab.hardening.method import Course, Method, Model, Pupil
+from lab.learning import Batch
 
 LAYERS = (4, 6, 6)
 """Of each block."""
@@ -27,12 +26,12 @@ class DenselyConnected(nn.Module):
     Huang et al. 2017, arXiv:1608.06993, with bottlenecks, and transitions that halve channels and sides.
     """
 
-    def __init__(self, channels: int, classes: int, growth: int, layers: Sequence[int] = LAYERS) -> None:
+    def __init__(self, channels: int, classes: int, growth: int) -> None:
         super().__init__()
         width = 2 * growth
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         parts: list[nn.Module] = [nn.MaxPool2d(3, 2, 1)]
-        for place, count in enumerate(layers):
+        for place, count in enumerate(LAYERS):
             if place:
                 parts.append(_transition(width, width // 2))
                 width //= 2
@@ -74,7 +73,6 @@ class DenseNet(Method):
     paper: ClassVar[str] = "Huang et al. 2017, arXiv:1608.06993"
     broken_by: ClassVar[str] = "Bortsova et al. 2021, arXiv:2006.06356"
     limits: ClassVar[str] = "An architecture and no defence: misled as easily as any convolutional network."
-    recipe: ClassVar[Recipe] = replace(RECIPE, epochs=18)
 
     growth: int = 16
     """Channels that each layer adds."""
